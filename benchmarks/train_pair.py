@@ -1,0 +1,86 @@
+"""Train the controlled pair of requirement 1.5 from scratch: a diffusion model and its autoregressive twins.
+
+    python benchmarks/train_pair.py --output_dir runs/pair --positions 3000000
+
+Same code, shape, tokenizer, data, order of data, optimizer and number of positions processed (the measure of compute).
+The twin is tuned: every dropout and weight decay of the grid is trained, and validation picks the best. The diffusion
+model spends part of its positions on the causal path first (blocks grown from one token, arXiv:2512.06776), out of the
+same budget.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CONFIG = {
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "intermediate_size": 512,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "modalities": {"text": {"kind": "token"}, "code": {"kind": "token"}},
+    "cross_attention_every": 0,
+}
+TWIN_GRID = list(itertools.product((0.0, 0.1), (0.1,)))  # dropout, weight decay
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_score_network.py"
+
+
+def train(folder: Path, arguments: list[str]) -> Path:
+    """Run the training script, or keep what an earlier call finished; returns the model's folder."""
+    if not (folder / "finished").exists():
+        subprocess.run([sys.executable, str(SCRIPT), "--output_dir", str(folder), *arguments], check=True)
+        (folder / "finished").touch()
+    return folder / "model"
+
+
+def validation_nats(folder: Path) -> float:
+    """Mean of text and code causal nats per token at the last evaluation."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    last = [record for record in records if "text/causal/nats_per_token" in record][-1]
+    return (last["text/causal/nats_per_token"] + last["code/causal/nats_per_token"]) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/pair"))
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--shards", default="data/shards")
+    parser.add_argument("--positions", type=int, default=3_000_000, help="positions each model may process")
+    parser.add_argument("--max_train_tokens", type=int, default=1_000_000, help="of each modality")
+    parser.add_argument("--causal_share", type=float, default=0.5, help="of the positions, spent first")
+    parser.add_argument("--block_lengths", type=int, nargs="+", default=[4, 8, 16, 256])
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    args = parser.parse_args()
+    rows, length = 16, 256
+    common = ["--tokenizer", args.tokenizer, "--shards", args.shards, "--max_train_tokens", str(args.max_train_tokens)]
+    common += ["--train_batch_size", str(rows), "--sequence_length", str(length), "--warmup_steps", "30"]
+    common += ["--learning_rate", str(args.learning_rate), "--ema_decay", "0.99", "--evaluation_rows", "32"]
+
+    twins = {}
+    for dropout, weight_decay in TWIN_GRID:
+        folder = args.output_dir / f"twin-dropout{dropout}-decay{weight_decay}"
+        steps = args.positions // (rows * length)
+        options = ["--canvas", "false", "--dropout", str(dropout), "--weight_decay", str(weight_decay)]
+        train(folder, [*common, *options, "--config", json.dumps(CONFIG), "--max_train_steps", str(steps)])
+        twins[folder.name] = validation_nats(folder)
+    best = min(twins, key=twins.__getitem__)
+
+    causal_steps = int(args.causal_share * args.positions / (rows * length))
+    options = ["--canvas", "false", "--config", json.dumps(CONFIG), "--max_train_steps", str(causal_steps)]
+    start = train(args.output_dir / "diffusion-causal", [*common, *options])
+    canvas_steps = int((1 - args.causal_share) * args.positions / (3 * rows * length))
+    options = ["--initial_model", str(start), "--infill_rate", "0", "--max_train_steps", str(canvas_steps)]
+    options += ["--block_lengths", *map(str, args.block_lengths)]
+    train(args.output_dir / "diffusion", [*common, *options])
+    summary = {"twins": twins, "best_twin": best, **vars(args), "output_dir": str(args.output_dir), "config": CONFIG}
+    (args.output_dir / "pair.json").write_text(json.dumps(summary, indent=1))
+    print(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main()

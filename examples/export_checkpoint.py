@@ -1,0 +1,44 @@
+"""Quantize a trained folder to 4 bits and lay it out as a checkpoint; by default the one inside the package.
+
+python examples/export_checkpoint.py runs/edge/model
+python examples/export_checkpoint.py runs/edge/model --output_dir my-checkpoint --bits 8
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from hf_unified_diffusion import ArrowQuantConfig
+from hf_unified_diffusion.conversion.export import export_checkpoint
+from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
+from hf_unified_diffusion.quantization import bits_per_weight, num_weights
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("model", type=Path, help="a folder written by train_score_network.py")
+parser.add_argument("--output_dir", type=Path, default=EMBEDDED_CHECKPOINT)
+parser.add_argument("--bits", type=int, default=4)
+parser.add_argument("--group_size", type=int, default=96)
+parser.add_argument("--int8_modules", nargs="*", default=["embeddings"], help="kept at 8 bits")
+parser.add_argument("--modalities", nargs="+", default=["text", "code"], help="what it was trained for")
+parser.add_argument("--earlier_stages", type=Path, nargs="*", default=[], help="output_dirs of the stages before")
+parser.add_argument("--sources", nargs="*", default=[], help="of the corpus, that it was trained on; all by default")
+arguments = parser.parse_args()
+
+quantization = ArrowQuantConfig(
+    arguments.bits, arguments.group_size, int8_modules=arguments.int8_modules, modules_to_not_convert=[]
+)
+stages = [*arguments.earlier_stages, arguments.model.parent]
+training = {stage.name: json.loads((stage / "state" / "progress.json").read_text()) for stage in stages}
+model = export_checkpoint(
+    arguments.model,
+    arguments.output_dir,
+    quantization,
+    arguments.modalities,
+    license="apache-2.0",
+    base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    training=training,
+    training_sources=arguments.sources,
+)
+size = sum(file.stat().st_size for file in arguments.output_dir.iterdir())
+print(f"{num_weights(model) / 1e6:.1f}M parameters, {bits_per_weight(model):.2f} bits per weight, {size / 1e6:.1f} MB")
+print(f"trunk {model.trunk_share():.1%} of the parameters")

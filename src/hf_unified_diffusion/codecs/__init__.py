@@ -1,0 +1,1 @@
+"""Between raw data and the clean samples that the network predicts."""

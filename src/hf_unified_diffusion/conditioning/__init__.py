@@ -1,0 +1,1 @@
+"""What steers a denoiser, as functions from a denoiser to a denoiser."""

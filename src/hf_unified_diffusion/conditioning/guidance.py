@@ -1,0 +1,77 @@
+"""Classifier-free guidance: from two denoisers to one."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from ..contracts import Condition, Denoiser
+
+
+def check_guidance_scale(scale: float) -> None:
+    """Raise ValueError unless the scale is a finite number of at least 0."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or scale < 0:
+        raise ValueError(f"guidance_scale must be a finite number of at least 0, got {scale!r}")
+
+
+def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoiser:
+    """Push the estimate away from the null's: null + scale (clean - null) (arXiv:2207.12598).
+
+    For tokens the estimate is logits, and this is p^scale q^(1 - scale), normalized (arXiv:2412.10193, eq. 8). A
+    token that the denoiser rules out stays ruled out.
+
+    Args:
+        denoiser: sees the condition.
+        null_denoiser: sees nothing, or what to avoid (a negative prompt).
+        scale: 1 is the denoiser itself, 0 the null, above 1 exaggerates.
+
+    Raises:
+        ValueError: for a scale that is negative, infinite or NaN.
+
+    Usage: `denoiser = guided(model, null_model, scale=2.0)`
+    """
+    check_guidance_scale(scale)
+    if scale == 1:
+        return denoiser
+
+    def denoise(
+        x_t: Shaped[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
+    ) -> Float[Tensor, "batch *out"]:
+        clean = denoiser(x_t, t, condition).float()
+        null = null_denoiser(x_t, t, None).float()
+        mixed = null + scale * (clean - null)
+        return torch.where(clean.isneginf(), clean, mixed)  # -inf - -inf would be NaN
+
+    return denoise
+
+
+def without_tokens(denoiser: Denoiser, token_ids: list[int]) -> Denoiser:
+    """The same denoiser of tokens, never predicting the given ones.
+
+    Usage: `denoiser = without_tokens(model, [tokenizer.eos_token_id])`
+    """
+    if not token_ids:
+        return denoiser
+
+    def denoise(x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Float[Tensor, "batch length vocab"]:
+        logits = denoiser(x_t, t, condition)
+        hidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        hidden[token_ids] = True
+        return logits.masked_fill(hidden, -torch.inf)
+
+    return denoise
+
+
+def beginning_with(denoiser: Denoiser, allowed: Bool[Tensor, "batch vocab"]) -> Denoiser:
+    """The same denoiser of tokens, the first token of each row's canvas being one of those allowed.
+
+    Usage: `denoiser = beginning_with(model, codec.starting_with("\\n")[None])`
+    """
+
+    def denoise(x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Float[Tensor, "batch length vocab"]:
+        logits = denoiser(x_t, t, condition)
+        first = logits[:, :1].masked_fill(~allowed[:, None], -torch.inf)
+        return torch.cat([first, logits[:, 1:]], dim=1)
+
+    return denoise

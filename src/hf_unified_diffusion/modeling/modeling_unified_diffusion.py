@@ -1,0 +1,276 @@
+"""The score network: one shared transformer that answers, for every modality, "what is the clean sample?"."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ..contracts import Condition, Segment
+from ..quantization import num_weights
+from .attention_rule import ContextCache, attention_dtype, plan_attention
+from .autoregressive import (
+    check_kept_ids,
+    check_layers,
+    config_from_autoregressive,
+    evenly_kept_layers,
+    load_mapped,
+    map_weights,
+    whole_vocabulary,
+)
+from .checks import check_labels, check_segments
+from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
+from .embedded import EMBEDDED_CHECKPOINT
+from .embeddings import TimeEmbedding
+from .heads import ContinuousHead, TokenEmbedding, TokenHead
+from .pretrained import UnifiedDiffusionOutput, UnifiedDiffusionPreTrainedModel
+from .segments import layout
+from .shared_transformer import SharedTransformer
+from .token_loss import IGNORED_LABEL as IGNORED_LABEL
+from .token_loss import token_loss
+from .vocabulary import truncate_bpe
+
+TOKENIZER_KWARGS = ("gguf_file", "revision", "cache_dir", "token", "local_files_only", "subfolder")
+
+
+class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
+    """One diffusion transformer for text, code, images, audio and avatars.
+
+    Usage:
+        logits = model(prompt_ids).logits                                # causal: position i predicts token i + 1
+        logits = model(canvas_ids, timestep=torch.tensor([0.5])).logits  # canvas: position i predicts token i
+        model(segments=[Segment("text", ids), Segment("audio", x_t, time=t)]).predictions
+    """
+
+    def __init__(self, config: UnifiedDiffusionConfig):
+        super().__init__(config)
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.hidden_size)
+        self.unembedding = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self.time_embedding = TimeEmbedding(config)
+        self.modality_embedding = nn.ParameterDict()
+        self.projections = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
+            self._build_modality(name, spec)
+        self.shared_transformer = SharedTransformer(config)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """As transformers' own; without a name the embedded checkpoint, see `ParquetWeightsMixin` for Parquet files.
+
+        Usage: `UnifiedDiffusionModel.from_pretrained()`
+        """
+        name = pretrained_model_name_or_path
+        if name is None and "state_dict" not in kwargs and kwargs.get("config") is None:
+            name = EMBEDDED_CHECKPOINT
+        return super().from_pretrained(name, *model_args, **kwargs)
+
+    @classmethod
+    def from_autoregressive(
+        cls,
+        name_or_path: str,
+        vocab_size: int | None = None,
+        num_hidden_layers: int | None = None,
+        layers: Sequence[int] | None = None,
+        **kwargs,
+    ) -> "UnifiedDiffusionModel":
+        """Start from a Llama, Qwen2 or Qwen3 checkpoint of transformers.
+
+        Args:
+            name_or_path: what `AutoModelForCausalLM.from_pretrained` takes; `kwargs` go there too (`gguf_file=...`).
+            vocab_size: keep that many tokens of a byte-level BPE (see `truncate_bpe`); None keeps all and adds a mask.
+            num_hidden_layers: keep that many layers, spread evenly, or name them by `layers`; None keeps all.
+
+        With the whole vocabulary and all layers the causal path gives the source's logits. Raises ValueError for other
+        architectures and for numbers out of range.
+
+        Usage: `UnifiedDiffusionModel.from_autoregressive("HuggingFaceTB/SmolLM2-135M", vocab_size=8192)`
+        """
+        source = AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
+        if vocab_size is None:
+            kept_ids = whole_vocabulary(source.config.vocab_size)
+        else:
+            names = {key: kwargs[key] for key in TOKENIZER_KWARGS if key in kwargs}
+            kept_ids = truncate_bpe(AutoTokenizer.from_pretrained(name_or_path, **names), vocab_size)[1]
+        return cls.from_source(source, kept_ids, num_hidden_layers, layers)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: PreTrainedModel,
+        kept_ids: Int[Tensor, "vocab"],
+        num_hidden_layers: int | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> "UnifiedDiffusionModel":
+        """As `from_autoregressive`, from a model in memory; kept_ids[i] is the source's id of token i, -1 if new."""
+        check_kept_ids(kept_ids, source.config.vocab_size)
+        available = source.config.num_hidden_layers
+        if layers is None:
+            layers = evenly_kept_layers(available, available if num_hidden_layers is None else num_hidden_layers)
+        layers = check_layers(layers, available)
+        config = config_from_autoregressive(
+            source.config, len(layers), vocab_size=len(kept_ids), mask_token_id=len(kept_ids) - 1
+        )
+        model = cls(config)
+        load_mapped(model, map_weights(source, layers, kept_ids))
+        return model
+
+    def _build_modality(self, name: str, spec: dict) -> None:
+        config = self.config
+        self.modality_embedding[name] = nn.Parameter(torch.zeros(config.hidden_size))
+        if spec["kind"] == "token":
+            self.heads[name] = TokenHead(config)
+        else:
+            self.projections[name] = nn.Linear(spec["width"], config.hidden_size)
+            self.heads[name] = ContinuousHead(config, spec["width"])
+
+    def add_modality(self, name: str, kind: str = "continuous", width: int | None = None) -> None:
+        """Give the network a new modality: an embedding, a projection and a head; nothing else changes.
+
+        Usage: `model.add_modality("depth", width=64)`; raises ValueError if the name is taken or the spec is wrong.
+        """
+        if name in self.heads:
+            raise ValueError(f"modality {name!r} exists; the model has {sorted(self.heads)}")
+        spec = {"kind": kind} if kind == "token" else {"kind": kind, "width": width}
+        check_modality(name, spec)
+        self.config.modalities = {**self.config.modalities, name: spec}
+        self._build_modality(name, spec)
+        like = self.shared_transformer.norm.weight
+        for part in (self.heads, self.projections):
+            if name in part:
+                part[name].to(like.device, like.dtype).apply(self._init_weights)
+        self.modality_embedding[name].data = self.modality_embedding[name].data.to(like)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.token_embedding
+
+    def set_input_embeddings(self, value: TokenEmbedding) -> None:
+        """Replace the token embedding."""
+        self.token_embedding = value
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The unembedding, None where it is the token embedding itself."""
+        return self.unembedding
+
+    def trunk_share(self) -> float:
+        """The shared transformer's share of all parameters, embeddings and heads counted against it."""
+        return num_weights(self.shared_transformer) / num_weights(self)
+
+    def embed(self, segment: Segment) -> Float[Tensor, "batch length width"]:
+        """A segment's tokens as the trunk reads them: content, modality and, on a canvas, time."""
+        whose = self.modality_embedding[segment.modality]
+        if segment.modality in self.projections:
+            x = self.projections[segment.modality](segment.values.to(whose.dtype))
+        else:
+            x = self.token_embedding(segment.values)
+        x = x + whose.to(x.dtype)
+        if segment.time is None:
+            return x
+        times = self.time_embedding(segment.time, segment.target_time, segment.guidance)
+        return x + (times if times.ndim == 3 else times[:, None]).to(x.dtype)
+
+    def decode(self, hidden: Float[Tensor, "*shape width"], modality: str) -> Tensor:
+        """The clean sample: logits for tokens (never the mask token: SUBS, arXiv:2406.07524), E[x_0] otherwise."""
+        head = self.heads[modality]
+        if isinstance(head, ContinuousHead):
+            return head(hidden)
+        hidden = head(hidden)
+        logits = self.token_embedding.unembed(hidden) if self.unembedding is None else self.unembedding(hidden)
+        if self.config.mask_token_id is not None:
+            mask_token = torch.tensor([self.config.mask_token_id], device=logits.device)
+            fill = logits.index_fill if logits.requires_grad else logits.index_fill_  # no copy where none is needed
+            logits = fill(-1, mask_token, float("-inf"))
+        return logits
+
+    def features(
+        self,
+        segments: Sequence[Segment],
+        condition: Condition | None = None,
+        past_key_values: ContextCache | None = None,
+        use_cache: bool = False,
+    ) -> tuple[tuple[Float[Tensor, "batch length width"], ...], ContextCache]:
+        """What the heads read, one tensor per segment, and the cache; context joins the cache when `use_cache`."""
+        cache = ContextCache() if past_key_values is None else past_key_values
+        if not isinstance(cache, ContextCache):
+            raise ValueError(f"past_key_values must be a ContextCache, got {type(cache).__name__}")
+        check_segments(segments, self.config, condition, cache)
+        order = sorted(range(len(segments)), key=lambda i: not segments[i].is_context)  # stable: context first
+        ordered = [segments[i] for i in order]
+        positions, roles, num_context, end = layout(segments, order, cache)
+        x = torch.cat([self.embed(segment) for segment in ordered], dim=1)
+        plan = plan_attention(roles, num_context, x.shape[1], cache).additive(attention_dtype(x))
+        if condition is not None:
+            condition = Condition(condition.tokens.to(x.dtype), condition.mask)
+        hidden = self.shared_transformer(x, positions, plan, cache, use_cache, condition)
+        if use_cache and num_context:
+            cache.remember(roles, num_context, end)
+        parts = hidden.split([segment.values.shape[1] for segment in ordered], dim=1)
+        return tuple(parts[order.index(i)] for i in range(len(segments))), cache
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        timestep: Float[Tensor, "batch"] | None = None,
+        attention_mask: Bool[Tensor, "batch length"] | None = None,
+        position_ids: Tensor | None = None,
+        modality: str = "text",
+        segments: Sequence[Segment] | None = None,
+        condition: Condition | None = None,
+        past_key_values: ContextCache | None = None,
+        use_cache: bool = False,
+        labels: Int[Tensor, "batch length"] | None = None,
+        loss_weight: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> UnifiedDiffusionOutput | tuple:
+        """Predict the clean sample.
+
+        Args:
+            input_ids: int64 (B, n), one segment of tokens; or give `segments`.
+            timestep: None for clean context (causal, next-token logits), else t in [0, 1] of a canvas, float (B,).
+            attention_mask: (B, n), 0 or False at padding.
+            position_ids: (B, n) or (B, n, 3); by default tokens are counted on from the cache, padding left out.
+            modality: the modality of `input_ids`.
+            segments: several segments, in the order of their default positions.
+            condition: condition tokens for cross-attention, (B, c, condition_size).
+            past_key_values, use_cache: a `ContextCache`; only clean context ever enters it.
+            labels: int64 (B, n) for `input_ids`, -100 and padding ignored. Context: the usual shifted loss. Canvas:
+                the NELBO in nats per token; give -100 at visible tokens. The others are weighted by `loss_weight`,
+                (B,) or (B, n), 1 / t by default.
+
+        Raises:
+            ValueError: for shapes, dtypes, modalities or times that break a rule; the message names it.
+        """
+        if input_ids is not None and segments is None:
+            mask = None if attention_mask is None else attention_mask.bool()
+            if mask is not None and mask.shape == input_ids.shape and bool(mask.all()):
+                mask = None
+            if labels is not None:
+                check_labels(input_ids, labels, loss_weight)
+            segments = [Segment(modality, input_ids, time=timestep, positions=position_ids, mask=mask)]
+        elif segments is None or input_ids is not None:
+            raise ValueError("give either input_ids or segments, and not both")
+        elif any(given is not None for given in (timestep, attention_mask, position_ids, labels, loss_weight)):
+            raise ValueError(
+                "timestep, attention_mask, position_ids, labels and loss_weight belong to input_ids; "
+                "segments carry their own, and their losses are in hf_unified_diffusion.training"
+            )
+        hidden, cache = self.features(segments, condition, past_key_values, use_cache)
+        output = UnifiedDiffusionOutput(past_key_values=cache if use_cache or past_key_values is not None else None)
+        output.hidden_states = hidden
+        predictions = tuple(self.decode(h, s.modality) for h, s in zip(hidden, segments, strict=True))
+        tokens = [p for p, s in zip(predictions, segments, strict=True) if s.modality not in self.projections]
+        output.predictions = predictions
+        output.logits = tokens[-1] if tokens else None
+        if labels is not None:
+            output.loss = token_loss(predictions[0], labels, timestep, loss_weight, attention_mask)
+        use_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if use_dict else output.to_tuple()

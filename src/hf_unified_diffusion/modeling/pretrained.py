@@ -1,0 +1,66 @@
+"""What every network of the package shares with transformers: the output, the loading and the start of weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .attention_rule import ContextCache
+from .configuration_unified_diffusion import UnifiedDiffusionConfig
+from .embeddings import ZeroLinear
+from .parquet_weights import ParquetWeightsMixin
+from .shared_transformer import CrossAttention, RMSNorm
+
+
+@dataclass
+class UnifiedDiffusionOutput(ModelOutput):
+    """What a forward pass gives.
+
+    Attributes:
+        loss: mean nats per token, if labels were given.
+        logits: float (B, n, vocab) of the last token segment, if there is one.
+        predictions: one per segment: logits for tokens, the clean sample (B, n, width) for continuous modalities.
+        past_key_values: the cache, holding the context when `use_cache`.
+        hidden_states: float (B, n, hidden) per segment, what the heads read.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    predictions: tuple[Tensor, ...] | None = None
+    past_key_values: ContextCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class UnifiedDiffusionPreTrainedModel(ParquetWeightsMixin, PreTrainedModel):
+    """What transformers needs to know."""
+
+    config_class = UnifiedDiffusionConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # else Trainer would rescale the loss
+    _no_split_modules = ["TransformerLayer"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights; whatever must start at zero does."""
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, CrossAttention):
+            init.zeros_(module.gate)
+        elif isinstance(module, nn.ParameterDict):
+            for vector in module.values():
+                init.zeros_(vector)

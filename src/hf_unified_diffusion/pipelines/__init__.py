@@ -1,0 +1,1 @@
+"""Pipelines: one per task, all over the same loop."""

@@ -1,0 +1,142 @@
+"""The score network behind a growing clean context: what a pipeline calls a denoiser."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..contracts import Condition, Segment
+from ..modeling.attention_rule import ContextCache
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+
+
+class ContextDenoiser:
+    """A denoiser of token canvases that remembers clean tokens.
+
+    Tokens given to `remember` wait for the next pass, which computes them and the canvas at once, so finishing a
+    block costs no pass of its own. Later passes read them from the cache.
+
+    Attributes:
+        cache: keys and values of the context.
+        num_passes: forward passes so far.
+        next_logits: float (B, vocab), the causal prediction of the token after the context; None while there is none.
+
+    Usage:
+        denoiser = ContextDenoiser(model, "text", mask_token_id)
+        denoiser.remember(prompt_ids)
+        logits = denoiser(canvas_ids, t)
+    """
+
+    def __init__(self, model: UnifiedDiffusionModel, modality: str, mask_token_id: int):
+        self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
+        self.cache = ContextCache()
+        self.num_passes = 0
+        self.next_logits: Float[Tensor, "batch vocab"] | None = None
+        self._waiting: Segment | None = None
+        self._positions: Float[Tensor, "batch length"] | None = None
+        self._real: Bool[Tensor, "batch length"] | None = None
+
+    def remember(
+        self,
+        ids: Int[Tensor, "batch length"],
+        mask: Bool[Tensor, "batch length"] | None = None,
+        positions: Float[Tensor, "batch length"] | None = None,
+    ) -> None:
+        """Let clean tokens join the context with the next pass; `mask` is False at padding."""
+        self._waiting = Segment(self.modality, ids, positions=positions, mask=mask)
+
+    def place(
+        self, positions: Float[Tensor, "batch length"] | None = None, real: Bool[Tensor, "batch length"] | None = None
+    ) -> None:
+        """Where the canvases to come are, and which of their tokens are real; by default they follow the context."""
+        self._positions, self._real = positions, real
+
+    def __call__(
+        self, x_t: Int[Tensor, "batch length"], t: Float[Tensor, "batch"], condition: Condition | None = None
+    ) -> Float[Tensor, "batch length vocab"]:
+        """Logits of the clean tokens; the network is told each row's own share of masks, as in training, not t."""
+        masked = x_t == self.mask_token_id
+        if self._real is None:
+            time = masked.float().mean(dim=1)
+        else:
+            time = (masked & self._real).sum(dim=1) / self._real.sum(dim=1).clamp_min(1)
+        canvas = Segment(self.modality, x_t, time=time, positions=self._positions, mask=self._real)
+        return self._forward([canvas], condition)[-1]
+
+    def keep_rows(self, rows: Int[Tensor, "rows"]) -> None:
+        """Go on with some rows of the batch only."""
+        self.cache = self.cache.select(rows)
+        self.next_logits = None if self.next_logits is None else self.next_logits[rows]
+
+    def read(
+        self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"] | None = None
+    ) -> Float[Tensor, "batch length vocab"]:
+        """Commit clean tokens to the context now; gives the causal prediction of the token after each."""
+        self.remember(ids, mask)
+        return self._forward([])[-1]
+
+    def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
+        waiting, self._waiting = self._waiting, None
+        segments = canvases if waiting is None else [waiting, *canvases]
+        output = self.model(
+            segments=segments, condition=condition, past_key_values=self.cache, use_cache=waiting is not None
+        )
+        self.num_passes += 1
+        if waiting is not None:
+            self.next_logits = last_real(output.predictions[0], waiting.mask)
+        return output.predictions
+
+
+def last_real(
+    values: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None
+) -> Float[Tensor, "batch width"]:
+    """The value at each row's last token that is no padding."""
+    if mask is None:
+        return values[:, -1]
+    last = (mask.sum(dim=1) - 1).clamp_min(0)
+    return values[torch.arange(len(values), device=values.device), last]
+
+
+def forget_last(cache: ContextCache, count: Int[Tensor, "batch"]) -> None:
+    """Take each row's last `count` real tokens back out of a cache, in place; the cache becomes as short as it can.
+
+    Usage: `forget_last(cache, torch.tensor([3]))`
+    """
+    batch, length, device = cache.keys[0].shape[0], len(cache), cache.keys[0].device
+    document = cache.document
+    if document is None:
+        document = torch.zeros(batch, length, dtype=torch.int64, device=device)
+    real = document >= 0
+    kept = real & (real.cumsum(dim=1) <= (real.sum(dim=1) - count)[:, None])
+    longest = int(kept.sum(dim=1).max())
+    if bool(kept[:, :longest].all()):  # all rows keep the same first tokens
+        cache.keys = [key[:, :, :longest] for key in cache.keys]
+        cache.values = [value[:, :, :longest] for value in cache.values]
+        cache.document = None if cache.document is None else cache.document[:, :longest]
+    else:
+        order = kept.logical_not().to(torch.int8).argsort(dim=1, stable=True)[:, :longest]
+        where = order[:, None, :, None]
+        cache.keys = [key.gather(2, where.expand(-1, *key.shape[1:2], -1, key.shape[3])) for key in cache.keys]
+        cache.values = [
+            value.gather(2, where.expand(-1, *value.shape[1:2], -1, value.shape[3])) for value in cache.values
+        ]
+        cache.document = document.gather(1, order).masked_fill(~kept.gather(1, order), -1)
+    cache.next_position = cache.next_position - count
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """A model without dropout for a while; one in training goes back to it.
+
+    Usage: `with evaluating(model): ...`
+    """
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()

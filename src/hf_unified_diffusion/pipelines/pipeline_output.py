@@ -1,0 +1,30 @@
+"""What pipelines return."""
+
+from dataclasses import dataclass
+
+from diffusers.utils import BaseOutput
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass
+class UnifiedDiffusionTextPipelineOutput(BaseOutput):
+    """What the text and code pipelines return, one entry per row.
+
+    Attributes:
+        sequences: int64 (B, n), prompt, what was written, and suffix; padded on the right.
+        texts: the same as strings, the given ones exactly as given; None for `output_type="seq"`.
+        completions: what was written, without prompt and suffix; None for `output_type="seq"`.
+        completion_ids: int64 (n_i,), the tokens of the completion, without the end token.
+        finished: whether the row ended by itself, by its end token or a stop rule, before `max_new_tokens`.
+        num_forward_passes: passes through the network, those for guidance and for checking drafts included.
+        acceptance_rate: share of drafted tokens that the check kept; None without `check_drafts`.
+    """
+
+    sequences: Int[Tensor, "batch length"]
+    texts: list[str] | None = None
+    completions: list[str] | None = None
+    completion_ids: list[Int[Tensor, "length"]] | None = None
+    finished: list[bool] | None = None
+    num_forward_passes: int = 0
+    acceptance_rate: float | None = None

@@ -1,0 +1,269 @@
+"""Text by masked diffusion: from nothing, from a prompt, between a prompt and a suffix, or into a canvas with holes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Int
+from torch import Generator, Tensor
+from transformers import PreTrainedTokenizerFast
+from transformers.generation.streamers import BaseStreamer
+
+from ..codecs.text_codec import TextCodec, pad_right
+from ..conditioning.guidance import guided, without_tokens
+from ..contracts import Denoiser
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+from .canvas_filling import CanvasFiller
+from .checkpoints import EMBEDDED_CHECKPOINT, is_model_folder, load_parts
+from .context_denoiser import ContextDenoiser, evaluating
+from .pipeline_output import UnifiedDiffusionTextPipelineOutput
+from .step_hooks import Callback, step_hook, tensor_names
+from .text_inputs import (
+    TextOptions,
+    TextRows,
+    allowed_openings,
+    check_canvas,
+    check_room,
+    gather_rows,
+    row_generators,
+    stop_strings,
+)
+from .text_rows import EndRule, RowWriter, stop_at
+from .text_writing import CheckedWriting, place_between, remember_rows, write_blocks, write_canvas
+
+
+class UnifiedDiffusionTextPipeline(DiffusionPipeline):
+    """Writes text with a `UnifiedDiffusionModel`.
+
+    Args:
+        transformer: the score network.
+        scheduler: how masks are uncovered; its settings are the defaults of every call.
+        tokenizer: fast, with the network's mask token.
+
+    Usage:
+        pipe = UnifiedDiffusionTextPipeline.from_pretrained()  # the embedded checkpoint
+        pipe("The capital of France", max_new_tokens=32, num_inference_steps=8, seed=0).texts[0]
+        pipe("The capital of", suffix=" is Paris.", max_new_tokens=4, num_inference_steps=4).texts[0]
+    """
+
+    modality = "text"
+    model_cpu_offload_seq = "transformer"
+    _callback_tensor_inputs = ["sample", "logits"]
+    _interrupt = False
+
+    def __init__(
+        self,
+        transformer: UnifiedDiffusionModel,
+        scheduler: MaskedDiffusionScheduler,
+        tokenizer: PreTrainedTokenizerFast,
+    ):
+        super().__init__()
+        ids = {
+            "transformer": transformer.config.mask_token_id,
+            "scheduler": scheduler.config.mask_token_id,
+            "tokenizer": tokenizer.mask_token_id,
+        }
+        if len(set(ids.values())) > 1 or None in ids.values():
+            raise ValueError(f"transformer, scheduler and tokenizer must share one mask token, got the ids {ids}")
+        if self.modality not in transformer.config.modalities:
+            known = sorted(transformer.config.modalities)
+            raise ValueError(f"the transformer must have the modality {self.modality!r}, got one with {known}")
+        self.register_modules(transformer=transformer, scheduler=scheduler, tokenizer=tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any):
+        """Load a pipeline folder as diffusers does, a folder of one model, or without a path the embedded checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a name on the Hub.
+            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`.
+
+        Usage: `UnifiedDiffusionTextPipeline.from_pretrained()`
+        """
+        path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if is_model_folder(path):
+            return cls(*load_parts(path, **kwargs))
+        return super().from_pretrained(path, **kwargs)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` from a callback to stop after the current step, with what is written so far."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        suffix: str | list[str] | None = None,
+        num_inference_steps: int = 16,
+        max_new_tokens: int = 128,
+        block_length: int | None = 32,
+        guidance_scale: float = 1.0,
+        negative_prompt: str | list[str] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        ordering: str | None = None,
+        entropy_bound: float | None = None,
+        canvas: Int[Tensor, "batch length"] | None = None,
+        check_drafts: bool = False,
+        stop: str | list[str] | None = None,
+        end_rules: Sequence[EndRule] = (),
+        num_return_sequences: int = 1,
+        seed: int | None = None,
+        generator: Generator | list[Generator] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+        streamer: BaseStreamer | None = None,
+        output_type: str = "text",
+        return_dict: bool = True,
+    ) -> UnifiedDiffusionTextPipelineOutput | tuple:
+        """Write.
+
+        Args:
+            prompt: what comes before; None starts from nothing. Whitespace at its end is written again by the first
+                token, as one token with what follows. A list makes a batch; a row does not depend on its batch.
+            suffix: what comes after, one or as many as the prompts. All between is then one canvas of exactly
+                `max_new_tokens` tokens, whatever `block_length`; given strings stay as they are.
+            num_inference_steps: denoising passes over the whole text, spread evenly over its blocks, at least one
+                each. Fewer are made where a block is done early.
+            max_new_tokens: the bound on the length; text ends before it at the end token.
+            block_length: tokens denoised together; finished blocks are context from the cache. None: the whole text
+                at once.
+            guidance_scale: 1 is none; above it, away from `negative_prompt` (or from no prompt), with twice the passes.
+            negative_prompt: what to avoid, one or as many as the prompts; needs guidance.
+            temperature, top_k, top_p, ordering, entropy_bound: instead of the scheduler's; see
+                `MaskedDiffusionScheduler`.
+            canvas: int64 (1 or B, n) token ids after the prompt; only its mask tokens are filled. Sets
+                `max_new_tokens`.
+            check_drafts: let the causal path check every drafted block and keep what it would have written itself: text
+                distributed as the autoregressive model's, at that temperature. Each draft takes the passes of one
+                block, and there are as many drafts as it needs.
+            stop: strings that end the text; they are left out.
+            end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked
+                after each block.
+            num_return_sequences: texts per prompt, one after the other.
+            seed: at least 0; row i always draws the same numbers from a seed.
+            generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
+            callback_on_step_end: called as (pipe, step, t, tensors) and returns the tensors, `sample` possibly changed.
+            callback_on_step_end_tensor_inputs: of "sample", int64 (b, n), the canvas of the b rows that go on, and
+                "logits", float (b, n, vocab).
+            streamer: gets prompt and finished blocks by `put`, drafts by `put_draft` if it has it; one row only.
+            output_type: "text", or "seq" for token ids alone.
+            return_dict: False for a tuple of what is not None.
+
+        Raises:
+            ValueError: for an argument that breaks a rule; the message states the rule and the value.
+
+        Usage: `pipe(["One", "Two"], max_new_tokens=64, seed=0).completions`
+        """
+        device = self._execution_device
+        config = self.transformer.config
+        check_canvas(canvas, config.vocab_size, config.mask_token_id)
+        options = TextOptions(
+            num_inference_steps=num_inference_steps,
+            max_new_tokens=max_new_tokens if canvas is None else canvas.shape[1],
+            block_length=block_length,
+            guidance_scale=guidance_scale,
+            num_return_sequences=num_return_sequences,
+            check_drafts=check_drafts,
+            output_type=output_type,
+            fixed_length=suffix is not None or canvas is not None,
+        )
+        if stop is not None:
+            end_rules = (*end_rules, stop_at(stop_strings(stop)))
+        if end_rules and options.fixed_length:
+            raise ValueError("stop and end_rules must be left out with a suffix or a canvas, whose length is fixed")
+        if negative_prompt is not None and guidance_scale == 1:
+            raise ValueError("guidance_scale must not be 1 with a negative_prompt, got 1: it would do nothing")
+        codec = TextCodec(self.tokenizer)
+        rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences)
+        check_room(rows, options.largest_context, config.max_position_embeddings)
+        if streamer is not None and len(rows) > 1:
+            raise ValueError(f"a streamer takes one row, got {len(rows)}")
+        generators = row_generators(seed, generator, len(rows), device)
+        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        scheduler = self._scheduler_with(**changes, ordering=ordering, entropy_bound=entropy_bound)
+        names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._interrupt = False
+        with evaluating(self.transformer), self.progress_bar(total=num_inference_steps) as progress:
+            on_step = step_hook(self, callback_on_step_end, names, streamer, progress)
+            ends = [] if options.fixed_length else self._end_token_ids()
+            filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step)
+            writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer)
+            if streamer is not None:
+                streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
+            passes, acceptance_rate = self._write(rows, options, filler, writer, device)
+        if streamer is not None:
+            if rows.suffix_ids[0]:
+                streamer.put(torch.tensor(rows.suffix_ids[0], dtype=torch.int64))
+            streamer.end()
+        self.maybe_free_model_hooks()
+        output = self._output(rows, writer, options.output_type, passes, acceptance_rate)
+        return output if return_dict else output.to_tuple()
+
+    def _write(
+        self, rows: TextRows, options: TextOptions, filler: CanvasFiller, writer: RowWriter, device: torch.device
+    ) -> tuple[int, float | None]:
+        """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
+        pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
+        contexts = [ContextDenoiser(self.transformer, self.modality, mask)]
+        denoiser: Denoiser = contexts[0]
+        if options.guidance_scale != 1:
+            contexts.append(ContextDenoiser(self.transformer, self.modality, mask))
+            remember_rows(contexts[1], rows.negative_ids, pad, device)
+            denoiser = guided(contexts[0], contexts[1], options.guidance_scale)
+        opening = allowed_openings(rows, writer.codec, self.transformer.config.vocab_size, device)
+        acceptance_rate = None
+        if options.fixed_length:
+            canvas = rows.canvas
+            if canvas is None:
+                canvas = torch.full((len(rows), options.max_new_tokens), mask)
+            place_between(contexts[0], rows, canvas.shape[1], pad, device)
+            denoiser = without_tokens(denoiser, self._end_token_ids())
+            canvas = canvas.to(device, torch.int64)
+            write_canvas(writer, filler, denoiser, canvas, options.num_inference_steps, opening)
+        else:
+            remember_rows(contexts[0], rows.prompt_ids, pad, device)
+            plan = list(zip(options.block_sizes, options.block_steps, strict=True))
+            if options.check_drafts:
+                size, steps = plan[0][0], plan[-1][1]
+                acceptance_rate = CheckedWriting(writer, filler, contexts[0], size, steps, device).run(opening)
+            else:
+                write_blocks(writer, filler, denoiser, contexts, plan, opening, device)
+        return sum(context.num_passes for context in contexts), acceptance_rate
+
+    def _output(
+        self, rows: TextRows, writer: RowWriter, output_type: str, passes: int, acceptance_rate: float | None
+    ) -> UnifiedDiffusionTextPipelineOutput:
+        parts = zip(rows.prompt_ids, writer.ids, rows.suffix_ids, strict=True)
+        sequences = [[*prompt, *new, *suffix] for prompt, new, suffix in parts]
+        texts = completions = None
+        if output_type == "text":
+            completions = [writer.completion(row) for row in range(len(rows))]
+            texts = ["".join(part) for part in zip(rows.prompts, completions, rows.suffixes, strict=True)]
+        return UnifiedDiffusionTextPipelineOutput(
+            sequences=pad_right(sequences, self._pad_token_id())[0],
+            texts=texts,
+            completions=completions,
+            completion_ids=[torch.tensor(ids, dtype=torch.int64) for ids in writer.ids],
+            finished=writer.finished,
+            num_forward_passes=passes,
+            acceptance_rate=acceptance_rate,
+        )
+
+    def _end_token_ids(self) -> list[int]:
+        ids = self.transformer.config.eos_token_id
+        return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+    def _pad_token_id(self) -> int:
+        pad = self.transformer.config.pad_token_id
+        return next(iter(self._end_token_ids()), 0) if pad is None else pad
+
+    def _scheduler_with(self, **changes: Any) -> MaskedDiffusionScheduler:
+        """A scheduler for this call alone: the pipeline's own stays as it is."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return type(self.scheduler).from_config(self.scheduler.config, **given)

@@ -1,0 +1,123 @@
+"""`transformers.pipeline("unified-diffusion")`, over the diffusers pipelines."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Generator
+from transformers import Pipeline
+
+from .checkpoints import scheduler_from
+from .pipeline_code import UnifiedDiffusionCodePipeline
+from .pipeline_text import UnifiedDiffusionTextPipeline
+from .text_inputs import as_texts, check_choice, check_positive, row_generators
+
+WRITERS = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
+
+
+class UnifiedDiffusionTaskPipeline(Pipeline):
+    """The task "unified-diffusion": strings in, `{"generated_text": ...}` out.
+
+    Usage:
+        import hf_unified_diffusion
+        from transformers import pipeline
+        write = pipeline("unified-diffusion")
+        write("def fibonacci(n):", modality="code", seed=0)[0]["generated_text"]
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _pipeline_calls_generate = False
+
+    def __init__(self, model, tokenizer, **kwargs: Any):
+        super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+        self.scheduler = scheduler_from(model.config._name_or_path, model.config.mask_token_id)
+        self._writers: dict[str, UnifiedDiffusionTextPipeline] = {}
+
+    def __call__(
+        self, inputs: str | Sequence[str], batch_size: int | None = None, **kwargs: Any
+    ) -> list[dict[str, str]]:
+        """Write from one prompt or several.
+
+        Args:
+            inputs: a prompt or a list of prompts.
+            batch_size: prompts denoised together, all by default; the results do not depend on it.
+            kwargs: `modality` ("text" or "code"), and whatever that pipeline takes (`num_inference_steps`, `suffix`,
+                `seed`, ...).
+
+        Returns:
+            one `{"generated_text": ...}` per prompt and returned sequence: prompt, what was written, suffix.
+
+        Raises:
+            ValueError: for an argument that breaks a rule.
+
+        Usage: `write(["Once", "Twice"], max_new_tokens=32, seed=0)`
+        """
+        prompts = as_texts("inputs", inputs)
+        return super().__call__(
+            {"prompts": prompts, "rows_at_once": self._batch_size if batch_size is None else batch_size}, **kwargs
+        )
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Everything is for the forward part; the pipelines check it."""
+        if "modality" in kwargs:
+            check_choice("modality", kwargs["modality"], tuple(WRITERS))
+        return {}, kwargs, {}
+
+    def preprocess(self, inputs: dict[str, Any], **parameters: Any) -> dict[str, Any]:
+        """The pipelines tokenize."""
+        return inputs
+
+    def _forward(
+        self,
+        inputs: dict[str, Any],
+        modality: str = "text",
+        seed: int | None = None,
+        generator: Generator | list[Generator] | None = None,
+        num_return_sequences: int = 1,
+        **options: Any,
+    ) -> dict[str, list[str]]:
+        """Write batch after batch, each row with its own generator."""
+        prompts = inputs["prompts"]
+        size = len(prompts) if inputs["rows_at_once"] is None else inputs["rows_at_once"]
+        check_positive("batch_size", size)
+        check_positive("num_return_sequences", num_return_sequences)
+        rows = len(prompts) * num_return_sequences
+        generators = row_generators(seed, generator, rows, self.model.device)
+        texts: list[str] = []
+        for first in range(0, len(prompts), size):
+            part = slice(first, first + size)
+            rows = slice(first * num_return_sequences, (first + size) * num_return_sequences)
+            each = {name: rows_of(options.get(name), len(prompts), part) for name in ("suffix", "negative_prompt")}
+            output = self.writer(modality)(
+                prompts[part],
+                generator=generators[rows],
+                num_return_sequences=num_return_sequences,
+                **{**options, **each},
+            )
+            texts += output.texts
+        return {"texts": texts}
+
+    def postprocess(self, outputs: dict[str, list[str]], **parameters: Any) -> list[dict[str, str]]:
+        """One dictionary per text, in the form of transformers' text generation."""
+        return [{"generated_text": text} for text in outputs["texts"]]
+
+    def writer(self, modality: str) -> UnifiedDiffusionTextPipeline:
+        """The diffusers pipeline of a modality, over this pipeline's model and tokenizer."""
+        if modality not in self._writers:
+            self._writers[modality] = WRITERS[modality](self.model, self.scheduler, self.tokenizer)
+            self._writers[modality].set_progress_bar_config(disable=True)
+        return self._writers[modality]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model, tokenizer and scheduler settings into one folder, which `pipeline(..., model=folder)` loads."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.scheduler.save_pretrained(save_directory)
+
+
+def rows_of(value: object, count: int, part: slice) -> object:
+    """A part of an argument that has one entry per prompt; other values serve every part."""
+    return value[part] if isinstance(value, list | tuple) and len(value) == count else value

@@ -1,0 +1,231 @@
+"""What a text request may be, checked once at the door, and its rows as tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Generator, Tensor
+
+from ..codecs.text_codec import TextCodec
+from ..conditioning.guidance import check_guidance_scale
+from ..processes.randomness import spawn_generators
+
+OUTPUT_TYPES = ("text", "seq")
+LARGEST_SEED = 2**31 - 1
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless the value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {sorted(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How to write, as in `UnifiedDiffusionTextPipeline.__call__`; ValueError where a rule is broken."""
+
+    num_inference_steps: int
+    max_new_tokens: int
+    block_length: int | None
+    guidance_scale: float
+    num_return_sequences: int
+    check_drafts: bool
+    output_type: str
+    fixed_length: bool  # an infill or a given canvas: one canvas, no end token
+
+    def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "max_new_tokens", "num_return_sequences"):
+            check_positive(name, getattr(self, name))
+        if self.block_length is not None:
+            check_positive("block_length", self.block_length)
+        check_guidance_scale(self.guidance_scale)
+        check_choice("output_type", self.output_type, OUTPUT_TYPES)
+        if self.num_inference_steps < len(self.block_sizes):
+            raise ValueError(
+                f"num_inference_steps must be at least the number of blocks, {len(self.block_sizes)} "
+                f"({self.max_new_tokens} tokens in blocks of {self.block_length}), got {self.num_inference_steps}"
+            )
+        if self.check_drafts and self.fixed_length:
+            raise ValueError(
+                "check_drafts must be False with a suffix or a canvas: the causal path sees no later token"
+            )
+        if self.check_drafts and self.guidance_scale != 1:
+            raise ValueError(
+                f"guidance_scale must be 1 with check_drafts (drafts are checked unguided), got {self.guidance_scale}"
+            )
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """Tokens of each canvas, in order."""
+        if self.fixed_length or self.block_length is None:
+            return [self.max_new_tokens]
+        whole, rest = divmod(self.max_new_tokens, self.block_length)
+        return [self.block_length] * whole + [rest] * (rest > 0)
+
+    @property
+    def block_steps(self) -> list[int]:
+        """Denoising passes of each canvas; they add up to num_inference_steps, the first canvases get what is over."""
+        least, over = divmod(self.num_inference_steps, len(self.block_sizes))
+        return [least + (i < over) for i in range(len(self.block_sizes))]
+
+    @property
+    def largest_context(self) -> int:
+        """Tokens beyond the given ones that the context must have room for."""
+        if not self.check_drafts:
+            return self.max_new_tokens
+        return self.max_new_tokens + self.block_sizes[0] + 1  # a short row's draft may stand behind a long row's text
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """The rows of a batch.
+
+    Attributes:
+        prompts, suffixes: the strings of each row, "" where none was given.
+        prompt_ids, suffix_ids, negative_ids: their tokens; those of a prompt without its `opening`.
+        openings: what each row's first token must start with: whitespace from the end of the prompt (`TextCodec.heal`).
+        canvas: int64 (B, n), what to fill, or None.
+    """
+
+    prompts: list[str]
+    suffixes: list[str]
+    prompt_ids: list[list[int]]
+    suffix_ids: list[list[int]]
+    negative_ids: list[list[int]]
+    openings: list[str]
+    canvas: Int[Tensor, "batch length"] | None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def as_texts(name: str, value: object) -> list[str]:
+    """One or more strings as a list; ValueError for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        kind = type(value).__name__
+        if isinstance(texts, list | tuple):
+            kind += f" with {next(type(t).__name__ for t in texts if not isinstance(t, str))}"
+        raise ValueError(f"{name} must be a string or a list of strings, got {kind}")
+    if not texts:
+        raise ValueError(f"{name} must hold at least one string, got an empty list")
+    return list(texts)
+
+
+def stop_strings(value: object) -> list[str]:
+    """Strings that end a text; an empty one would end every text at once."""
+    texts = as_texts("stop", value)
+    if "" in texts:
+        raise ValueError(f"stop must not hold an empty string, got {texts}")
+    return texts
+
+
+def matched(name: str, value: object, count: int | None) -> list[str] | None:
+    """The strings of an optional argument, one per prompt; a single string serves all prompts."""
+    if value is None:
+        return None
+    texts = as_texts(name, value)
+    if len(texts) == 1 and count is not None:
+        return texts * count
+    if count is not None and len(texts) != count:
+        raise ValueError(f"{name} must be one string or as many as the prompts ({count}), got {len(texts)}")
+    return texts
+
+
+def gather_rows(
+    codec: TextCodec,
+    prompt: str | list[str] | None,
+    suffix: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    canvas: Tensor | None,
+    repeats: int,
+) -> TextRows:
+    """Tokenize what was given, each row `repeats` times; ValueError for wrong types and counts."""
+    prompts = None if prompt is None else as_texts("prompt", prompt)
+    if prompts is not None and "" in prompts:
+        raise ValueError("prompt must not be empty (leave it out to start from nothing), got ''")
+    count = None if prompts is None else len(prompts)
+    suffixes = matched("suffix", suffix, count)
+    count = len(suffixes) if count is None and suffixes is not None else count
+    if count is None and canvas is not None:
+        count = len(canvas)
+    count = 1 if count is None else count
+    negatives = matched("negative_prompt", negative_prompt, count) or [""] * count
+    prompts, suffixes = prompts or [""] * count, suffixes or [""] * count
+    if canvas is not None:
+        if len(canvas) not in (1, count):
+            raise ValueError(f"canvas must have 1 row or as many as the prompts ({count}), got {len(canvas)}")
+        canvas = canvas.expand(count, -1).repeat_interleave(repeats, dim=0)
+    prompts, suffixes, negatives = (
+        [t for t in texts for _ in range(repeats)] for texts in (prompts, suffixes, negatives)
+    )
+    healed = [codec.heal(text) if canvas is None else (text, "") for text in prompts]
+    encoded = [codec.encode(texts) for texts in ([text for text, _ in healed], suffixes, negatives)]
+    return TextRows(prompts, suffixes, encoded[0], encoded[1], encoded[2], [opening for _, opening in healed], canvas)
+
+
+def allowed_openings(
+    rows: TextRows, codec: TextCodec, vocab_size: int, device: torch.device
+) -> Bool[Tensor, "batch vocab"] | None:
+    """Which tokens each row may begin with, None where all rows may begin with any."""
+    if not any(rows.openings):
+        return None
+    known = {text: codec.starting_with(text) for text in set(rows.openings)}
+    allowed = torch.zeros(len(rows), vocab_size, dtype=torch.bool)
+    for row, text in enumerate(rows.openings):
+        allowed[row, : len(known[text])] = known[text]
+    return allowed.to(device)
+
+
+def check_canvas(canvas: Tensor | None, vocab_size: int, mask_token_id: int) -> None:
+    """Raise ValueError unless the canvas is int64 (batch, length) of known ids, a mask among them."""
+    if canvas is None:
+        return
+    if not isinstance(canvas, Tensor) or canvas.dtype not in (torch.int64, torch.int32) or canvas.ndim != 2:
+        got = f"{canvas.dtype} {tuple(canvas.shape)}" if isinstance(canvas, Tensor) else type(canvas).__name__
+        raise ValueError(f"canvas must be int64 token ids (batch, length), got {got}")
+    if canvas.numel() == 0 or int(canvas.min()) < 0 or int(canvas.max()) >= vocab_size:
+        raise ValueError(f"canvas must hold ids in [0, {vocab_size}), got {tuple(canvas.shape)} with others")
+    if not bool((canvas == mask_token_id).any(dim=1).all()):
+        raise ValueError(
+            f"each row of canvas must hold the mask token {mask_token_id} at least once, got a row without"
+        )
+
+
+def check_room(rows: TextRows, new_tokens: int, most: int) -> None:
+    """Raise ValueError unless prompt, new tokens and suffix fit the context."""
+    given = max(map(len, rows.prompt_ids)) + max(map(len, rows.suffix_ids))
+    negative = max(map(len, rows.negative_ids))
+    for name, length in (("prompt and suffix", given), ("negative_prompt", negative)):
+        if length + new_tokens > most:
+            raise ValueError(
+                f"{name} and the new tokens must fit the context of {most}, got {length} + {new_tokens} tokens"
+            )
+
+
+def row_generators(
+    seed: int | None, generator: Generator | list[Generator] | None, count: int, device: torch.device
+) -> list[Generator]:
+    """One generator per row, so that no row's tokens depend on its batch.
+
+    A generator gives the seed by one draw; without either torch's global generator does.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError(f"give seed or generator, not both; got seed={seed!r} and a {type(generator).__name__}")
+    if isinstance(generator, list | tuple):
+        if len(generator) != count:
+            raise ValueError(f"a list of generators must have one per row ({count}), got {len(generator)}")
+        return list(generator)
+    if seed is None:
+        at = "cpu" if generator is None else generator.device
+        seed = int(torch.randint(LARGEST_SEED, (), generator=generator, device=at))
+    elif isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
+    return spawn_generators(seed, count, device)

@@ -1,0 +1,176 @@
+"""Writing: block after block, by checked drafts, or one canvas between given tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..codecs.text_codec import pad_right
+from ..conditioning.guidance import beginning_with
+from ..contracts import Denoiser
+from .canvas_filling import CanvasFiller
+from .context_denoiser import ContextDenoiser, forget_last
+from .draft_check import Sampling, Verdict, check_draft
+from .text_inputs import TextRows
+from .text_rows import RowWriter
+
+Allowed = Bool[Tensor, "batch vocab"]
+
+
+def remember_rows(denoiser: ContextDenoiser, rows: list[list[int]], pad_token_id: int, device: torch.device) -> None:
+    """Give a denoiser each row's tokens as context; nothing where all rows are empty."""
+    if any(rows):
+        denoiser.remember(*pad_right(rows, pad_token_id, device))
+
+
+def place_between(
+    context: ContextDenoiser, rows: TextRows, length: int, pad_token_id: int, device: torch.device
+) -> None:
+    """Prompt and suffix as one context, with room for a canvas of `length` between them in their positions."""
+    ids = [[*before, *after] for before, after in zip(rows.prompt_ids, rows.suffix_ids, strict=True)]
+    starts = torch.tensor([len(before) for before in rows.prompt_ids], device=device)[:, None]
+    context.place(positions=(starts + torch.arange(length, device=device)).float())
+    if any(ids):
+        tokens, mask = pad_right(ids, pad_token_id, device)
+        index = torch.arange(tokens.shape[1], device=device)
+        positions = index + length * (index >= starts)
+        context.remember(tokens, mask, positions.float())
+
+
+def write_canvas(
+    writer: RowWriter,
+    filler: CanvasFiller,
+    denoiser: Denoiser,
+    canvas: Int[Tensor, "batch length"],
+    num_steps: int,
+    opening: Allowed | None,
+) -> None:
+    """One canvas of fixed length; its masks are filled, its other tokens stay. An interrupt leaves the masks out."""
+    mask_token_id = filler.scheduler.config.mask_token_id
+    denoiser = denoiser if opening is None else beginning_with(denoiser, opening)
+    canvas = filler.fill(denoiser, canvas, canvas == mask_token_id, num_steps)
+    for row, tokens in enumerate(canvas):
+        kept = tokens[tokens != mask_token_id]
+        writer.ids[row] = kept.tolist()
+        if writer.streamer is not None:
+            writer.streamer.put(kept.cpu())
+
+
+def write_blocks(
+    writer: RowWriter,
+    filler: CanvasFiller,
+    denoiser: Denoiser,
+    contexts: Sequence[ContextDenoiser],
+    plan: Sequence[tuple[int, int]],
+    opening: Allowed | None,
+    device: torch.device,
+) -> None:
+    """Block diffusion (arXiv:2503.09573): each block sees the finished ones, which the next pass commits.
+
+    Args:
+        plan: (tokens, steps) of each block.
+        opening: which tokens each row may begin with; None for any.
+    """
+    mask_token_id = filler.scheduler.config.mask_token_id
+    rows = list(range(len(writer.ids)))
+    for size, num_steps in plan:
+        canvas = torch.full((len(rows), size), mask_token_id, device=device)
+        begun = denoiser if opening is None else beginning_with(denoiser, opening)
+        canvas, opening = filler.fill(begun, canvas, torch.ones_like(canvas, dtype=torch.bool), num_steps), None
+        ended, count = filler.ends(canvas)
+        writer.extend(rows, canvas, count, ended)
+        if bool((canvas == mask_token_id).any()):  # interrupted
+            return
+        rows, index = still_open(writer, filler, contexts, rows, device)
+        if not rows:
+            return
+        for context in contexts:
+            context.remember(canvas[index])
+
+
+def still_open(
+    writer: RowWriter,
+    filler: CanvasFiller,
+    contexts: Sequence[ContextDenoiser],
+    rows: list[int],
+    device: torch.device,
+) -> tuple[list[int], Int[Tensor, "some"]]:
+    """The rows that go on, and their places among `rows`; contexts and generators forget the others."""
+    places = [place for place, row in enumerate(rows) if writer.remaining[row] > 0]
+    index = torch.tensor(places, dtype=torch.int64, device=device)
+    if 0 < len(places) < len(rows):
+        filler.generators = [filler.generators[place] for place in places]
+        for context in contexts:
+            context.keep_rows(index)
+    return [rows[place] for place in places], index
+
+
+@dataclass
+class CheckedWriting:
+    """Drafts of a block, each checked by the causal path (see `draft_check`).
+
+    The first pass of a draft also carries the one token that the last check wrote, so a round costs num_steps + 1.
+
+    Usage: `CheckedWriting(writer, filler, context, 32, 1, torch.device("cpu")).run(None)  # the acceptance rate`
+    """
+
+    writer: RowWriter
+    filler: CanvasFiller
+    context: ContextDenoiser
+    block_length: int
+    num_steps: int
+    device: torch.device
+
+    def run(self, opening: Allowed | None) -> float:
+        """Write all rows; gives the share of drafted tokens that were kept."""
+        rows, num_drafted, num_accepted = list(range(len(self.writer.ids))), 0, 0
+        mask_token_id = self.filler.scheduler.config.mask_token_id
+        while rows:
+            draft, real = self.draft(rows, opening)
+            if bool((draft == mask_token_id).any()):  # interrupted
+                break
+            verdict, opening = self.check(draft, real, opening), None
+            num_drafted += int(real.sum())
+            num_accepted += int(verdict.accepted.sum())
+            written = torch.cat([draft, draft[:, :1]], dim=1)
+            written = written.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
+            beyond = torch.arange(written.shape[1], device=self.device) > verdict.accepted[:, None]
+            ended, count = self.filler.ends(written.masked_fill(beyond, mask_token_id))
+            self.writer.extend(rows, written, count, ended)
+            rows, index = still_open(self.writer, self.filler, [self.context], rows, self.device)
+            self.context.remember(verdict.next_token[index, None])
+        return num_accepted / max(1, num_drafted)
+
+    def draft(self, rows: list[int], opening: Allowed | None) -> tuple[Tensor, Bool[Tensor, "some length"]]:
+        """A block for each row, shorter where there is less room, and which of its tokens count."""
+        room = torch.tensor([self.writer.remaining[row] for row in rows], device=self.device)
+        place = torch.arange(min(self.block_length, int(room.max())), device=self.device)
+        real = place < room[:, None]
+        mask_token_id = self.filler.scheduler.config.mask_token_id
+        canvas = torch.full(real.shape, mask_token_id, device=self.device).masked_fill(~real, self.filler.pad_token_id)
+        self.context.place(real=None if bool(real.all()) else real)
+        denoiser = self.context if opening is None else beginning_with(self.context, opening)
+        draft = self.filler.fill(denoiser, canvas, real, self.num_steps)
+        return draft, real & (place <= self.filler.ends(draft)[1][:, None])  # nothing counts after an end token
+
+    def check(self, draft: Tensor, real: Bool[Tensor, "some length"], opening: Allowed | None) -> Verdict:
+        """What the causal path says of a draft; the context keeps what it accepts."""
+        config, context = self.filler.scheduler.config, self.context
+        first = sure_of(draft[:, 0], context) if context.next_logits is None else context.next_logits
+        if opening is not None:
+            first = first.masked_fill(~opening, -torch.inf)
+        target = torch.cat([first[:, None], context.read(draft, None if bool(real.all()) else real)], dim=1)
+        sampling = Sampling(config.temperature, config.top_k, config.top_p)
+        draft_logits = self.filler.draft_logits if self.num_steps == 1 else None
+        verdict = check_draft(draft, real, target, draft_logits, sampling, self.filler.generators)
+        forget_last(context.cache, real.sum(dim=1) - verdict.accepted)
+        return verdict
+
+
+def sure_of(tokens: Int[Tensor, "batch"], context: ContextDenoiser) -> Tensor:
+    """Logits that leave no choice: before the first token there is no causal prediction to check it by."""
+    vocab_size = context.model.config.vocab_size
+    sure = torch.full((len(tokens), vocab_size), -torch.inf, device=tokens.device)
+    return sure.scatter(1, tokens[:, None], 0.0)

@@ -1,0 +1,51 @@
+"""ArrowQuant: weight matrices <-> integer codes, Parquet V2 files, quantized layers, the transformers plug-in."""
+
+from functools import cache
+from importlib.util import find_spec
+
+from .configuration_arrowquant import QUANT_METHOD, ArrowQuantConfig
+from .dequantized_cache import set_dequantized_cache_bytes
+from .integer import dequantize, nearest_levels, quantize
+from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights
+from .parquet_layout import FormatError
+from .parquet_reader import ParquetWeights, read_parquet_weights
+from .parquet_writer import write_parquet_weights
+from .quantizer_arrowquant import ArrowQuantHfQuantizer, quantize_model
+
+__all__ = [
+    "ArrowQuantConfig",
+    "ArrowQuantHfQuantizer",
+    "FormatError",
+    "ParquetWeights",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "QuantizedWeight",
+    "bits_per_weight",
+    "dequantize",
+    "nearest_levels",
+    "num_weights",
+    "quantize",
+    "quantize_model",
+    "read_parquet_weights",
+    "register",
+    "set_dequantized_cache_bytes",
+    "write_parquet_weights",
+]
+
+
+@cache
+def register() -> None:
+    """Make transformers know "arrowquant", and PEFT, where installed, merge LoRA into its layers; once a process.
+
+    Usage: `register(); AutoModel.from_pretrained(path, quantization_config=ArrowQuantConfig(bits=4))`
+    """
+    from transformers.quantizers import auto
+
+    auto.register_quantization_config(QUANT_METHOD)(ArrowQuantConfig)
+    auto.register_quantizer(QUANT_METHOD)(ArrowQuantHfQuantizer)
+    # transformers honours load-time attributes (dequantize=True) of the classes in this tuple alone
+    auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*auto.LOADING_ATTRIBUTES_CONFIG_TYPES, ArrowQuantConfig)
+    if find_spec("peft") is not None:
+        from .peft_arrowquant import register_with_peft
+
+        register_with_peft()

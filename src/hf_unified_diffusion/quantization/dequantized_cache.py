@@ -1,0 +1,106 @@
+"""Lazy dequantization: dense weights of the layers touched so far, bounded in bytes, shared by all models."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_BYTES = 512 << 20
+# a layer that a few whole rounds through the others did not touch belongs to a model that is at rest
+_STALE_ROUNDS = 4
+
+
+@dataclass
+class _Entry:
+    dense: Tensor
+    stamp: tuple[Any, ...]
+    sources: tuple[Tensor, ...]  # kept alive, so that no other tensor can take the addresses in the stamp
+    last_lookup: int
+
+
+class DequantizedCache:
+    """Thread-safe map from a layer to its dense weight.
+
+    Nothing in use is evicted: layers are visited in rounds, where least-recently-used eviction would drop each one
+    just before its turn. What does not fit is dequantized at each use.
+    """
+
+    def __init__(self, limit_bytes: int):
+        self._entries: WeakKeyDictionary[nn.Module, _Entry] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._lookups = 0
+        self.limit_bytes = limit_bytes
+
+    def get(
+        self, owner: nn.Module, sources: tuple[Tensor, ...], dtype: torch.dtype, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """The dense weight of `owner`, from the cache unless a source was written to, replaced or moved."""
+        stamp = (dtype, *(_stamp(source) for source in sources))
+        with self._lock:
+            self._lookups += 1
+            entry = self._entries.get(owner)
+            if entry is not None and entry.stamp == stamp:
+                entry.last_lookup = self._lookups
+                return entry.dense
+        # a normal tensor even under inference_mode: training may use it later
+        with torch.inference_mode(False), torch.no_grad():
+            dense = make()
+            sources = tuple(source.detach() for source in sources)
+        with self._lock:
+            self._entries.pop(owner, None)
+            if self._make_room(dense.nbytes):
+                self._entries[owner] = _Entry(dense, stamp, sources, self._lookups)
+        return dense
+
+    def used_bytes(self) -> int:
+        """Bytes of dense weights held now."""
+        return sum(entry.dense.nbytes for entry in list(self._entries.values()))
+
+    def resize(self, limit_bytes: int) -> int:
+        """Set the bound, dropping the longest unused layers beyond it; returns the previous bound."""
+        with self._lock:
+            previous, self.limit_bytes = self.limit_bytes, limit_bytes
+            for owner, _ in self._oldest_first():
+                if self.used_bytes() <= limit_bytes:
+                    break
+                del self._entries[owner]
+        return previous
+
+    def _oldest_first(self) -> list[tuple[nn.Module, _Entry]]:
+        return sorted(self._entries.items(), key=lambda item: item[1].last_lookup)
+
+    def _make_room(self, nbytes: int) -> bool:
+        free = self.limit_bytes - self.used_bytes()
+        if nbytes <= free:
+            return True
+        stale_before = self._lookups - _STALE_ROUNDS * len(self._entries)
+        stale = [(owner, entry) for owner, entry in self._oldest_first() if entry.last_lookup < stale_before]
+        if nbytes > free + sum(entry.dense.nbytes for _, entry in stale):
+            return False
+        for owner, entry in stale:
+            if nbytes <= free:
+                break
+            free += entry.dense.nbytes
+            del self._entries[owner]
+        return True
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int, torch.device]:
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.device
+
+
+CACHE = DequantizedCache(DEFAULT_BYTES)
+
+
+def set_dequantized_cache_bytes(limit_bytes: int) -> int:
+    """Bound the dense weights that quantized layers keep (512 MiB at first); 0 dequantizes at each use.
+
+    Returns the previous bound. Usage: `set_dequantized_cache_bytes(2 << 30)`
+    """
+    if limit_bytes < 0:
+        raise ValueError(f"limit_bytes must be at least 0, got {limit_bytes}")
+    return CACHE.resize(limit_bytes)

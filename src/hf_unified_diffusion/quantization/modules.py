@@ -1,0 +1,202 @@
+"""Linear and embedding layers that keep packed integer weights and dequantize them when they are touched."""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .dequantized_cache import CACHE
+from .integer import SCALE_DTYPE, dequantize, quantize
+
+Layer = TypeVar("Layer", bound=nn.Module)
+_TWINS: dict[type[nn.Module], type["QuantizedWeight"]] = {}
+
+
+class QuantizedWeight(nn.Module):
+    """A layer whose matrix is `weight` (uint8, packed) and `weight_scale` (bfloat16, a buffer); see `integer`.
+
+    The scale is a buffer so that the model's dtype stays that of its dense parameters, and keeps its dtype in
+    `.to(dtype)`, so that saving restores it bit for bit. `compute_dtype` follows `.to(dtype)` instead.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bits: int
+    group_size: int
+    compute_dtype: torch.dtype
+    original_class: type[nn.Module]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the dense matrix."""
+        raise NotImplementedError
+
+    @property
+    def is_packed(self) -> bool:
+        """False only while a checkpoint is quantized as it loads."""
+        return self.weight.dtype == torch.uint8
+
+    def dequantized(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
+        """The dense matrix in `dtype` (default: the compute dtype), from the byte-bounded cache; do not write to it.
+
+        Usage: `logits = torch.nn.functional.linear(hidden, embedding.dequantized(hidden.dtype))`
+        """
+        wanted = self.compute_dtype if dtype is None else dtype
+        packed, scale, bits = self.weight, self.weight_scale, self.bits
+        if torch.compiler.is_compiling():
+            return dequantize(packed.detach(), scale, bits, wanted)
+        return CACHE.get(self, (packed, scale), wanted, lambda: dequantize(packed.detach(), scale, bits, wanted))
+
+    @torch.no_grad()
+    def requantize(self, dense: Float[Tensor, "rows columns"]) -> None:
+        """Replace the matrix by the codes of another one, at the same bits."""
+        packed, scale = quantize(dense, self.bits, self.group_size)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight_scale = scale
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != scale.dtype:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device="cpu")).dtype
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle cannot find classes that quantized_class makes by name
+        return _empty, (self.original_class,), self.__dict__
+
+    def _quantized_repr(self) -> str:
+        group = f", group_size={self.group_size}" if self.bits != 8 else ""
+        return f"bits={self.bits}{group}"
+
+
+class QuantizedLinear(QuantizedWeight, nn.Linear):
+    """`nn.Linear` over packed weights; made by `quantize_layer`."""
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    def forward(self, x: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
+        kind = x.device.type
+        # under autocast the matrix is wanted in its dtype, else F.linear would cast it at each call
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return F.linear(x, self.dequantized(dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{nn.Linear.extra_repr(self)}, {self._quantized_repr()}"
+
+
+class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
+    """`nn.Embedding` over packed weights, dequantizing the rows it is asked for; made by `quantize_layer`."""
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.num_embeddings, self.embedding_dim
+
+    def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
+        flat = ids.reshape(-1)
+        if flat.numel() == 0:
+            return self.weight_scale.new_empty((*ids.shape, self.embedding_dim), dtype=self.compute_dtype)
+        rows = dequantize(self.weight.detach()[flat], self.weight_scale[flat], self.bits, self.compute_dtype)
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape rows"]:
+        """Inner products with every row: the unembedding that shares this tensor."""
+        return F.linear(hidden, self.dequantized(hidden.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{nn.Embedding.extra_repr(self)}, {self._quantized_repr()}"
+
+
+def can_quantize(module: nn.Module) -> bool:
+    """Whether a layer is a linear or an embedding with the plain forward pass of torch."""
+    if isinstance(module, QuantizedWeight):
+        return False
+    if isinstance(module, nn.Embedding):
+        return type(module).forward is nn.Embedding.forward and module.max_norm is None
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
+def quantized_class(original: type[nn.Module]) -> type[QuantizedWeight]:
+    """The quantized twin of a layer class; it is a subclass of it, so that isinstance checks in models still hold."""
+    if original not in _TWINS:
+        base = QuantizedEmbedding if issubclass(original, nn.Embedding) else QuantizedLinear
+        _TWINS[original] = type(f"Quantized{original.__name__}", (base, original), {"original_class": original})
+    return _TWINS[original]
+
+
+def _empty(original: type[nn.Module]) -> QuantizedWeight:
+    return _blank(quantized_class(original))
+
+
+def _blank(cls: type[Layer]) -> Layer:
+    # the constructors of subclasses are unknown; the attributes are copied from the twin
+    return object.__new__(cls)
+
+
+def _twin(module: nn.Module, cls: type[Layer]) -> Layer:
+    twin = _blank(cls)
+    twin.__dict__.update(module.__dict__)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    return twin
+
+
+def quantize_layer(
+    module: nn.Linear | nn.Embedding, bits: int, group_size: int, compute_dtype: torch.dtype, pack: bool = True
+) -> QuantizedWeight:
+    """The quantized twin of a layer (bits 2, 4 or 8), sharing its bias.
+
+    `pack=False` leaves the dense matrix in place and only makes room for the scales: transformers packs it on load.
+    Usage: `quantized = quantize_layer(nn.Linear(64, 64), bits=4, group_size=64, compute_dtype=torch.float32)`
+    """
+    layer = _twin(module, quantized_class(type(module)))
+    layer.bits, layer.group_size, layer.compute_dtype = bits, group_size, compute_dtype
+    rows, columns = layer.matrix_shape
+    groups = 1 if bits == 8 else columns // group_size
+    if module.weight.is_meta:
+        layer.register_buffer("weight_scale", torch.empty(rows, groups, dtype=SCALE_DTYPE, device="meta"))
+        packed = torch.empty(rows, columns * bits // 8, dtype=torch.uint8, device="meta")
+    else:
+        packed, scale = quantize(module.weight.detach(), bits, group_size)
+        layer.register_buffer("weight_scale", scale)
+    if pack:
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+    return layer
+
+
+def dequantize_layer(layer: QuantizedWeight, dtype: torch.dtype | None = None) -> nn.Module:
+    """The dense layer of the original class, with parameters of its own in `dtype` (default: the compute dtype)."""
+    dense = _twin(layer, layer.original_class)
+    for name in ("bits", "group_size", "compute_dtype"):
+        del dense.__dict__[name]
+    del dense._buffers["weight_scale"]
+    wanted = layer.compute_dtype if dtype is None else dtype
+    dense.weight = nn.Parameter(dequantize(layer.weight.detach(), layer.weight_scale, layer.bits, wanted))
+    return dense
+
+
+def num_weights(model: nn.Module) -> int:
+    """Weights as the dense model counts them: packed ones by the shape of their matrix, shared ones once."""
+    return sum(count for count, _ in _weights_and_bytes(model).values())
+
+
+def bits_per_weight(model: nn.Module) -> float:
+    """Effective bits per weight: all bits stored, scales and dense layers included, over all weights.
+
+    Usage: `print(f"{bits_per_weight(model):.2f} bits per weight")`
+    """
+    stored = _weights_and_bytes(model).values()
+    return 8 * sum(nbytes for _, nbytes in stored) / sum(count for count, _ in stored)
+
+
+def _weights_and_bytes(model: nn.Module) -> dict[int, tuple[int, int]]:
+    stored = {id(parameter): (parameter.numel(), parameter.nbytes) for parameter in model.parameters()}
+    for module in model.modules():
+        if isinstance(module, QuantizedWeight) and module.is_packed:
+            rows, columns = module.matrix_shape
+            stored[id(module.weight)] = (rows * columns, module.weight.nbytes + module.weight_scale.nbytes)
+    return stored

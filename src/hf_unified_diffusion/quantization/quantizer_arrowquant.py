@@ -1,0 +1,137 @@
+"""ArrowQuant as a quantizer of transformers: on the fly, saved and loaded, dequantized."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from .configuration_arrowquant import ArrowQuantConfig
+from .integer import check_scales, quantize
+from .modules import QuantizedWeight, dequantize_layer, quantize_layer
+
+
+class ArrowQuantize(ConversionOps):
+    """Load-time operation: a dense `weight` becomes `weight` (packed) and `weight_scale`."""
+
+    def __init__(self, hf_quantizer: "ArrowQuantHfQuantizer"):
+        self.hf_quantizer = hf_quantizer
+
+    def convert(self, input_dict: dict[str, Any], *, model: nn.Module, **kwargs: Any) -> dict[str, Tensor]:
+        """Several keys arrive when a converter of the model has split a fused tensor."""
+        converted = {}
+        for name, value in input_dict.items():
+            layer, _ = get_module_from_name(model, name)
+            dense = value[0] if isinstance(value, list) else value
+            converted[name], converted[f"{name}_scale"] = quantize(dense, layer.bits, layer.group_size)
+        return converted
+
+
+class ArrowQuantHfQuantizer(HfQuantizer):
+    """Registered with transformers as "arrowquant"; users meet it through `ArrowQuantConfig`."""
+
+    requires_calibration = False
+    quantization_config: ArrowQuantConfig
+
+    @property
+    def quantized_element_size(self) -> float:
+        """Bytes per weight, for device maps."""
+        return self.quantization_config.bits / 8
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
+        """True for dense matrices of layers that wait to be packed."""
+        module, name = get_module_from_name(model, param_name)
+        return isinstance(module, QuantizedWeight) and name == "weight" and not self.pre_quantized
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """The operation for such parameters."""
+        return ArrowQuantize(self)
+
+    def _process_model_before_weight_loading(self, model: nn.Module, dtype: Any = None, **kwargs: Any) -> nn.Module:
+        replace_layers(model, self.quantization_config, dtype, pack=self.pre_quantized)
+        for module in model.modules():
+            if isinstance(module, QuantizedWeight):
+                module._is_hf_initialized = True  # there is no random start for codes: missing ones are refused below
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        for name, module in model.named_modules():
+            if isinstance(module, QuantizedWeight):
+                self._check_loaded(name, module)
+                check_scales(f"{name}.weight_scale", module.weight_scale)
+        if self.pre_quantized and self.quantization_config.dequantize:
+            return self._dequantize(model)
+        return model
+
+    def _check_loaded(self, name: str, layer: QuantizedWeight) -> None:
+        """Refuse a layer that the checkpoint did not fill: transformers warns and leaves unwritten memory there."""
+        if not layer.is_packed:
+            raise ValueError(f"a layer to quantize needs its weight in the checkpoint, got none for {name}.weight")
+        for tensor in ("weight", "weight_scale") if self.pre_quantized else ():
+            if not getattr(getattr(layer, tensor), "_is_hf_initialized", False):
+                raise ValueError(f"a quantized layer needs codes and scales in the checkpoint, got no {name}.{tensor}")
+
+    def dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        """A dense model, in place; the base class would take the dtype of config.json, which `.to()` leaves stale."""
+        self._dequantize(model, dtype)
+        self.remove_quantization_config(model)
+        return model
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, QuantizedWeight):
+                model.set_submodule(name, dequantize_layer(module, dtype))
+        return model
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """No tensors for safetensors where the model itself writes them to Parquet."""
+        own = self.quantization_config.weights_format == "parquet" and getattr(model, "writes_parquet_weights", False)
+        return ({} if own else None), {}
+
+    def is_serializable(self) -> bool:
+        """Quantized models can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters on top can be trained."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """torch.compile works."""
+        return True
+
+
+def replace_layers(
+    model: nn.Module, config: ArrowQuantConfig, compute_dtype: torch.dtype | None = None, pack: bool = True
+) -> nn.Module:
+    """Put quantized layers into a model in place, by the policy of the config.
+
+    Layers that transformers ties to others stay dense: one parameter cannot be dense here and packed there.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    dense = {key.removesuffix(".weight") for key in (*tied.keys(), *tied.values())}
+    dense.update(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, bits in config.bits_of_layers(model, dense).items():
+        layer: Any = model.get_submodule(name)
+        dtype = compute_dtype or layer.weight.dtype
+        model.set_submodule(name, quantize_layer(layer, bits, config.group_size, dtype, pack))
+    return model
+
+
+def quantize_model(model: PreTrainedModel, config: ArrowQuantConfig) -> PreTrainedModel:
+    """Quantize a transformers model in memory, in place, as `from_pretrained(quantization_config=config)` would.
+
+    Usage: `quantize_model(model, ArrowQuantConfig(bits=4)).save_pretrained("folder")`
+    """
+    if getattr(model, "is_quantized", False):
+        raise ValueError("model must be dense, got one that is quantized; dequantize it first")
+    quantizer = ArrowQuantHfQuantizer(config, pre_quantized=False)
+    replace_layers(model, config)
+    model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, config.quant_method
+    quantizer.postprocess_model(model)
+    return model

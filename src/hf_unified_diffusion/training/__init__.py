@@ -1,0 +1,1 @@
+"""Losses, layouts, likelihoods, the training run, and the corpus it reads."""

@@ -1,0 +1,112 @@
+"""What training minimises: the canvas' NELBO, and the causal path's next-token loss beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from ..contracts import Segment
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .layouts import IGNORED_LABEL, Target, TokenBatch, block_layout, infill_layout, next_token_target
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What a step is made of.
+
+    Attributes:
+        causal_weight: weight of the next-token loss on clean context; the canvas' NELBO has weight 1.
+        canvas: False trains the causal path alone (the autoregressive twin).
+        block_lengths: one is drawn for each step.
+        infill_rate: the share of steps that learn to fill a gap, seeing both sides.
+        infill_lengths: shortest and longest gap, in tokens; a shorter sequence is all gap.
+        complementary: a second canvas that hides what the first shows.
+        max_weight: clips n / k, the weight of a hidden token; the rarest hidden tokens else dominate the gradient.
+    """
+
+    causal_weight: float = 0.3
+    canvas: bool = True
+    block_lengths: tuple[int, ...] = (4, 8, 16, 32)
+    infill_rate: float = 0.25
+    infill_lengths: tuple[int, int] = (8, 128)
+    complementary: bool = True
+    max_weight: float = 8.0
+
+    def __post_init__(self):
+        low, high = self.infill_lengths
+        rules = [
+            (self.causal_weight >= 0, f"causal_weight must be 0 or more, got {self.causal_weight}"),
+            (
+                len(self.block_lengths) > 0 and min(self.block_lengths) >= 1,
+                f"block_lengths must be one or more lengths of at least 1, got {self.block_lengths}",
+            ),
+            (0 <= self.infill_rate <= 1, f"infill_rate must be in [0, 1], got {self.infill_rate}"),
+            (1 <= low <= high, f"infill_lengths must be shortest and longest, from 1, got {self.infill_lengths}"),
+            (self.max_weight > 0, f"max_weight must be positive, got {self.max_weight}"),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(rule)
+
+    def growing(self, progress: float) -> tuple[int, ...]:
+        """Block lengths in use at `progress` in [0, 1]: short ones first, all from a third on (arXiv:2512.06776)."""
+        allowed = max(1, round(min(1.0, 0.25 + 2.25 * progress) * len(self.block_lengths)))
+        return tuple(sorted(self.block_lengths)[:allowed])
+
+
+def layout_for(
+    batch: TokenBatch, config: ObjectiveConfig, mask_token_id: int, progress: float, generator: Generator
+) -> list[tuple[Segment, Target]]:
+    """Draw the step's layout: context only, a gap to fill, or blocks."""
+    length = batch.tokens.shape[1]
+    if not config.canvas:
+        context = Segment(batch.modality, batch.tokens, document=batch.documents)
+        return [(context, next_token_target(batch))]
+    if torch.rand((), generator=generator) < config.infill_rate:
+        low, high = (min(bound, length) for bound in config.infill_lengths)
+        gap = int(torch.randint(low, high + 1, (), generator=generator))
+        start = int(torch.randint(0, length - gap + 1, (), generator=generator))
+        return infill_layout(batch, start, start + gap, mask_token_id, generator)
+    choices = config.growing(progress)
+    block_length = choices[int(torch.randint(0, len(choices), (), generator=generator))]
+    return block_layout(batch, min(block_length, length), mask_token_id, generator, config.complementary)
+
+
+class ScoreNetworkObjective(nn.Module):
+    """The model and its losses as one module, so that any data-parallel wrapper sees one forward.
+
+    Usage: `losses = ScoreNetworkObjective(model, ObjectiveConfig())(parts)`, `losses["loss"].backward()`
+    """
+
+    def __init__(self, model: UnifiedDiffusionModel, config: ObjectiveConfig):
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, parts: Sequence[tuple[Segment, Target]]) -> dict[str, Float[Tensor, ""]]:
+        """The loss, and its parts in nats per token: `causal`, `canvas` (weights clipped) and `hidden` (unweighted)."""
+        hidden, _ = self.model.features([segment for segment, _ in parts])
+        losses: dict[str, list[tuple[Tensor, Tensor, int]]] = {"causal": [], "canvas": []}
+        for features, (segment, target) in zip(hidden, parts, strict=True):
+            nats, weight = self.nats(features, segment.modality, target)
+            losses["causal" if segment.is_context else "canvas"].append((nats, weight, target.labels.numel()))
+        values = {}
+        if losses["causal"] and (len(losses["causal"][0][0]) > 0):
+            nats, _, _ = losses["causal"][0]
+            values["causal"] = nats.mean()
+        if losses["canvas"]:
+            total = sum(count for _, _, count in losses["canvas"])
+            values["canvas"] = torch.stack([(n * w).sum() for n, w, _ in losses["canvas"]]).sum() / total
+            values["hidden"] = torch.cat([n for n, _, _ in losses["canvas"]]).mean().detach()
+        causal_weight = self.config.causal_weight if self.config.canvas else 1.0
+        values["loss"] = values.get("canvas", 0.0) + causal_weight * values.get("causal", 0.0)
+        return values
+
+    def nats(self, features: Tensor, modality: str, target: Target) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and weight of the labelled tokens only; the vocabulary is never unembedded elsewhere."""
+        asked = target.labels != IGNORED_LABEL
+        logits = self.model.decode(features[asked], modality)
+        nats = F.cross_entropy(logits.float(), target.labels[asked], reduction="none")
+        return nats, target.weight[asked].clamp(max=self.config.max_weight)

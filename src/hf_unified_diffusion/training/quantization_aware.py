@@ -1,0 +1,65 @@
+"""Training against the rounding that a checkpoint will ship with.
+
+The network computes with rounded weights, the optimizer moves the dense ones (straight-through, arXiv:1308.3432).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..quantization import ArrowQuantConfig, nearest_levels, quantize
+
+
+class RoundedWeights:
+    """Swaps the dense INT4 and INT2 layers of a model for their rounded values, for one forward and backward pass.
+
+    Scales are those of `quantize` (least squared error), searched anew every `refresh_every` passes; between searches
+    only the rounding is repeated. INT8 layers are left alone: their rounding is below the noise of a step.
+
+    Usage:
+        rounded = RoundedWeights(model, ArrowQuantConfig(bits=4))
+        with rounded.in_place():
+            loss = objective(parts)["loss"]
+            loss.backward()
+        optimizer.step()  # moves the dense weights
+    """
+
+    def __init__(self, model: nn.Module, config: ArrowQuantConfig, refresh_every: int = 50):
+        plan = config.bits_of_layers(model)
+        modules = dict(model.named_modules())
+        self.layers = [modules[name] for name, bits in plan.items() if bits < 8]
+        self.bits, self.group_size, self.refresh_every = config.bits, config.group_size, refresh_every
+        self.scales: list[Tensor] = []
+        self.passes = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to round as the unbroken one does."""
+        return {"passes": self.passes, "scales": self.scales}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.passes = state["passes"]
+        self.scales = [s.to(layer.weight.device) for s, layer in zip(state["scales"], self.layers, strict=True)]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Rounded values inside, the dense ones again afterwards, whatever happens."""
+        if self.passes % self.refresh_every == 0:
+            self.scales = [quantize(layer.weight.detach(), self.bits, self.group_size)[1] for layer in self.layers]
+        self.passes += 1
+        dense = [layer.weight.data for layer in self.layers]
+        try:
+            for layer, scale in zip(self.layers, self.scales, strict=True):
+                layer.weight.data = rounded(layer.weight.data, scale.float(), self.bits)
+            yield
+        finally:
+            for layer, weight in zip(self.layers, dense, strict=True):
+                layer.weight.data = weight
+
+
+def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The nearest levels times their scales: (rows, columns) by (rows, groups)."""
+    groups, scale = weight.view(*scale.shape, -1), scale[..., None]
+    return nearest_levels(groups, scale, bits).mul_(scale).view_as(weight)

@@ -1,0 +1,266 @@
+"""A training run: one step after another, each a function of its number; saved whole, resumed exactly."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers.training_utils import EMAModel
+from torch import Generator, nn
+from transformers import PreTrainedTokenizerFast
+
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from ..quantization import ArrowQuantConfig
+from .layouts import TokenBatch
+from .objective import ScoreNetworkObjective, layout_for
+from .quantization_aware import RoundedWeights
+from .token_data import PackedTokens, starts_for
+
+SAVED = ("model", "state")
+ROUNDED = "rounded.pt"  # absent where the run was not quantization-aware when it was saved
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run steps. Micro-batches of a step are the accelerator's `gradient_accumulation_steps`.
+
+    Attributes:
+        sequence_length: tokens of a row.
+        rows: rows of a micro-batch, in each process.
+        seed: decides the order of the data and the noise.
+        weight_decay, beta2: of AdamW; vectors are not decayed.
+        max_grad_norm: gradients are scaled down to this norm.
+        ema_decay: of the moving average of the weights, at most; it starts lower.
+    """
+
+    sequence_length: int = 256
+    rows: int = 4
+    seed: int = 0
+    weight_decay: float = 0.1
+    beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self):
+        rules = [
+            (self.sequence_length >= 2, f"sequence_length must be at least 2, got {self.sequence_length}"),
+            (self.rows >= 1, f"rows must be at least 1, got {self.rows}"),
+            (self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}"),
+            (0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}"),
+            (self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}"),
+            (0 <= self.ema_decay <= 1, f"ema_decay must be in [0, 1], got {self.ema_decay}"),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(rule)
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimizer steps, data tokens read, positions the network processed, seconds at work."""
+
+    step: int = 0
+    tokens: int = 0
+    positions: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Linear warm-up over `warmup_steps`, then a cosine from `peak` down to `final_share` of it."""
+
+    peak: float
+    warmup_steps: int
+    final_share: float = 0.1
+
+    def at(self, step: int, progress: float) -> float:
+        """The rate at a step, `progress` in [0, 1] of the whole run."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.peak * warm * (self.final_share + (1 - self.final_share) * cosine)
+
+
+def trainable_parameters(model: UnifiedDiffusionModel, modalities: list[str]) -> list[nn.Parameter]:
+    """Freeze what no batch of these modalities reaches, and return the rest."""
+    frozen = [model.time_embedding.target_time, model.time_embedding.guidance]
+    frozen += [layer.cross_attn for layer in model.shared_transformer.layers if layer.cross_attn is not None]
+    for name in set(model.heads) - set(modalities):
+        frozen += [part[name] for part in (model.heads, model.projections) if name in part]
+        model.modality_embedding[name].requires_grad_(False)
+    for part in frozen:
+        part.requires_grad_(False)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def adamw(parameters: list[nn.Parameter], weight_decay: float, beta2: float) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), fused; vectors are not decayed. The learning rate is set at each step."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
+
+
+def finish_saving(folder: Path) -> None:
+    """Move what `complete` holds into place; a crash at any moment leaves it to be done again."""
+    complete = folder / "complete"
+    if not complete.exists():
+        return
+    for name in SAVED:
+        if (complete / name).exists():
+            remove(folder / name)
+            os.replace(complete / name, folder / name)
+    complete.rmdir()
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+class TrainingRun:
+    """Model, optimizer, moving average and data of a run; each step is a function of its number.
+
+    With `quantization` the network computes with rounded weights (see `RoundedWeights`); what is saved stays dense.
+
+    Usage:
+        run = TrainingRun(accelerator, ScoreNetworkObjective(model, config), data, tokenizer, RunSettings(rows=8))
+        while run.progress.step < 1000:
+            record = run.step(rate, run.progress.step / 1000)
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: ScoreNetworkObjective,
+        data: dict[str, PackedTokens],
+        tokenizer: PreTrainedTokenizerFast,
+        settings: RunSettings,
+        quantization: ArrowQuantConfig | None = None,
+    ):
+        self.accelerator, self.data, self.tokenizer, self.settings = accelerator, data, tokenizer, settings
+        self.config, self.model = objective.config, objective.model
+        self.parameters = trainable_parameters(objective.model, list(data))
+        optimizer = adamw(self.parameters, settings.weight_decay, settings.beta2)
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.ema.to(accelerator.device)
+        self.progress = Progress()
+        self.rounded = None if quantization is None else RoundedWeights(self.model, quantization)
+        if self.rounded is not None:
+            accelerator.register_for_checkpointing(self.rounded)
+
+    def batch(self, index: int) -> TokenBatch:
+        """The rows of micro-step `index`; modalities take turns, so that a batch is of one."""
+        names, settings = list(self.data), self.settings
+        packed, turn = self.data[names[index % len(names)]], index // len(names)
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        starts = starts_for(
+            packed, settings.sequence_length, settings.rows, turn, settings.seed, process, num_processes=processes
+        )
+        return packed.rows(starts, settings.sequence_length)
+
+    def micro_step(self, index: int, progress: float) -> dict[str, float]:
+        """Forward and backward of one micro-batch."""
+        accelerator, batch = self.accelerator, self.batch(index)
+        noise_seed = (self.settings.seed * 1_000_003 + index) * accelerator.num_processes + accelerator.process_index
+        generator = Generator().manual_seed(noise_seed)
+        parts = layout_for(batch, self.config, self.tokenizer.mask_token_id, progress, generator)
+        with nullcontext() if self.rounded is None else self.rounded.in_place():
+            losses = self.objective([(s.to(accelerator.device), t.to(accelerator.device)) for s, t in parts])
+            accelerator.backward(losses["loss"])
+        self.progress.tokens += batch.tokens.numel() * accelerator.num_processes
+        self.progress.positions += sum(s.values.numel() for s, _ in parts) * accelerator.num_processes
+        return {f"{batch.modality}/{name}": value.detach().item() for name, value in losses.items()}
+
+    def step(self, rate: LearningRate, progress: float) -> dict[str, float]:
+        """One optimizer step; returns losses (of this process), gradient norm and positions per second.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; weights, average and what is saved stay as they were.
+        """
+        began, before = time.monotonic(), self.progress.positions
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate.at(self.progress.step, progress)
+        record: dict[str, float] = {}
+        micro_steps = self.accelerator.gradient_accumulation_steps
+        for micro in range(micro_steps):
+            with self.accelerator.accumulate(self.objective):
+                record |= self.micro_step(self.progress.step * micro_steps + micro, progress)
+                if self.accelerator.sync_gradients:
+                    record["grad_norm"] = self.clipped_norm()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.ema.step(self.parameters)
+        seconds = self.agreed(time.monotonic() - began)
+        self.progress.step += 1
+        self.progress.seconds += seconds
+        return {**asdict(self.progress), **record, "positions_per_s": (self.progress.positions - before) / seconds}
+
+    def clipped_norm(self) -> float:
+        """Clip the gradient, and return the norm it had."""
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient must be finite, got norm {norm} in step {self.progress.step + 1}")
+        return norm
+
+    def agreed(self, seconds: float) -> float:
+        """The main process' figure in all processes: what follows from the clock must follow in all of them."""
+        return broadcast(torch.tensor(seconds, device=self.accelerator.device)).item()
+
+    @contextmanager
+    def averaged(self) -> Iterator[UnifiedDiffusionModel]:
+        """The model with its moving average in place; the trained weights come back afterwards."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield self.model
+        finally:
+            self.ema.restore(self.parameters)
+
+    def save(self, folder: Path) -> None:
+        """Write `model` (averaged) and `state` under `folder`; cut off anywhere, it leaves old or new, whole."""
+        partial, is_main = folder / "partial", self.accelerator.is_main_process
+        if is_main:
+            finish_saving(folder)
+            remove(partial)
+            with self.averaged() as model:
+                model.save_pretrained(partial / "model")
+            self.tokenizer.save_pretrained(partial / "model")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial / "state"))
+        self.accelerator.wait_for_everyone()  # each process writes its random state
+        if is_main:
+            torch.save(self.ema.state_dict(), partial / "state" / "ema.pt")
+            (partial / "state" / "progress.json").write_text(json.dumps(asdict(self.progress)))
+            os.replace(partial, folder / "complete")
+            finish_saving(folder)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, folder: Path) -> None:
+        """Go on from `state` under `folder`; the next steps are those of an unbroken run.
+
+        Raises:
+            ValueError: nothing was saved there.
+        """
+        if self.accelerator.is_main_process:
+            finish_saving(folder)
+        self.accelerator.wait_for_everyone()
+        state = folder / "state"
+        if not (state / "progress.json").exists():
+            raise ValueError(f"a run to resume must have been saved, got no {state / 'progress.json'}")
+        self.accelerator.load_state(str(state))
+        averages = torch.load(state / "ema.pt", weights_only=True, map_location=self.accelerator.device)
+        self.ema.load_state_dict(averages)
+        if self.rounded is not None and (state / ROUNDED).exists():
+            self.rounded.load_state_dict(torch.load(state / ROUNDED, weights_only=True))
+        self.progress = Progress(**json.loads((state / "progress.json").read_text()))

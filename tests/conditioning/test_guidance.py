@@ -1,0 +1,90 @@
+"""Laws of denoisers made from denoisers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_unified_diffusion.conditioning.guidance import beginning_with, guided, without_tokens
+
+TIME = torch.ones(2)
+CANVAS = torch.zeros(2, 3, dtype=torch.int64)
+
+
+def constant(seed, hidden=()):
+    """A denoiser with fixed logits, some of them ruled out."""
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    logits[..., list(hidden)] = -torch.inf
+    return lambda x_t, t, condition=None: logits
+
+
+def log_probs(denoiser):
+    return denoiser(CANVAS, TIME, None).double().log_softmax(-1)
+
+
+def test_scale_one_is_the_denoiser_itself():
+    denoiser = constant(0)
+    assert guided(denoiser, constant(1), 1.0) is denoiser
+
+
+def test_scale_zero_is_the_null():
+    torch.testing.assert_close(
+        log_probs(guided(constant(0), constant(1), 0.0)), log_probs(constant(1)), atol=1e-5, rtol=0
+    )
+
+
+@given(scale=st.floats(0, 10))
+def test_log_odds_are_mixed_linearly(scale):
+    """log p_a - log p_b moves on a line through null (0) and denoiser (1), whatever constants the logits carry."""
+    mixed, clean, null = (log_probs(d) for d in (guided(constant(0), constant(1), scale), constant(0), constant(1)))
+    odds, odds_clean, odds_null = (x[..., 1:] - x[..., :1] for x in (mixed, clean, null))
+    torch.testing.assert_close(odds, odds_null + scale * (odds_clean - odds_null), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+def test_ruled_out_tokens_stay_ruled_out(scale):
+    logits = guided(constant(0, hidden=[6]), constant(1, hidden=[6]), scale)(CANVAS, TIME, None)
+    assert logits[..., 6].isneginf().all() and logits[..., :6].isfinite().all()
+
+
+def test_null_sees_no_condition():
+    seen = {}
+
+    def asks(name):
+        def denoise(x_t, t, condition):
+            seen[name] = condition
+            return torch.zeros(2, 3, 7)
+
+        return denoise
+
+    guided(asks("clean"), asks("null"), 2.0)(CANVAS, TIME, "a condition")
+    assert seen == {"clean": "a condition", "null": None}
+
+
+@pytest.mark.parametrize("scale", [-0.1, math.nan, math.inf, "2", True, None])
+def test_bad_scales(scale):
+    with pytest.raises(ValueError, match="guidance_scale must be a finite number of at least 0, got "):
+        guided(constant(0), constant(1), scale)
+
+
+def test_without_tokens_keeps_the_odds_of_the_others():
+    kept = [1, 2, 4, 5, 6]
+    logits = without_tokens(constant(0), [0, 3])(CANVAS, TIME, None)
+    assert logits[..., [0, 3]].isneginf().all()
+    assert torch.equal(logits[..., kept], constant(0)(CANVAS, TIME)[..., kept])
+
+
+def test_without_nothing_is_the_denoiser_itself():
+    denoiser = constant(0)
+    assert without_tokens(denoiser, []) is denoiser
+
+
+def test_beginnings_bind_the_first_token_of_their_row_alone():
+    allowed = torch.tensor([[1, 0, 1, 0, 0, 0, 0], [1] * 7], dtype=torch.bool)
+    logits = beginning_with(constant(0), allowed)(CANVAS, TIME, None)
+    assert logits[0, 0].isfinite().tolist() == allowed[0].tolist()
+    expected = constant(0)(CANVAS, TIME)
+    assert torch.equal(logits[1], expected[1]) and torch.equal(logits[:, 1:], expected[:, 1:])
+    assert torch.equal(logits[0, 0][allowed[0]], expected[0, 0][allowed[0]])

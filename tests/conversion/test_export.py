@@ -1,0 +1,42 @@
+"""A training folder becomes a checkpoint that everything loads."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel, UnifiedDiffusionTextPipeline
+from hf_unified_diffusion.conversion.export import export_checkpoint
+from hf_unified_diffusion.conversion.metadata import checkpoint_metadata
+from tests.tiny import save_tiny_checkpoint
+
+
+def test_the_exported_folder_is_quantized_complete_and_loads_equal(tmp_path):
+    source = save_tiny_checkpoint(tmp_path / "trained")
+    made = export_checkpoint(source, tmp_path / "out", ArrowQuantConfig(bits=4), ["text", "code"], license="apache-2.0")
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert metadata["model_type"] == "unified_diffusion"
+    assert metadata["diffusion_config"]["num_layers"] == made.config.num_hidden_layers
+    assert metadata["quantization"]["bit_width"] == 4
+    assert metadata["supported_modalities"] == ["code", "text"]
+    assert metadata["license"] == "apache-2.0"
+    ids = torch.arange(9)[None]
+    loaded = AutoModel.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(loaded(ids).logits, made.eval()(ids).logits)
+    assert UnifiedDiffusionTextPipeline.from_pretrained(tmp_path / "out")("a", max_new_tokens=4, seed=0).texts[0]
+
+
+def test_exporting_again_replaces_the_old_folder(tmp_path):
+    source = save_tiny_checkpoint(tmp_path / "trained")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stale.txt").write_text("old")
+    export_checkpoint(source, tmp_path / "out", ArrowQuantConfig(bits=8), ["text"])
+    assert not (tmp_path / "out" / "stale.txt").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "trained"]
+
+
+def test_a_modality_without_a_head_is_refused(tmp_path):
+    model = UnifiedDiffusionModel.from_pretrained(save_tiny_checkpoint(tmp_path / "trained"))
+    with pytest.raises(ValueError, match="got \\['smell'\\]"):
+        checkpoint_metadata(model, ["text", "smell"])

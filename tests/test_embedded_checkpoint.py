@@ -1,0 +1,103 @@
+"""The checkpoint that ships: what a newcomer meets in the first minute, on its real weights."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+from hf_unified_diffusion import (
+    Segment,
+    UnifiedDiffusionCodePipeline,
+    UnifiedDiffusionModel,
+    UnifiedDiffusionTextPipeline,
+)
+from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
+from hf_unified_diffusion.quantization import num_weights
+
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def writer():
+    """The text pipeline of the embedded checkpoint."""
+    made = UnifiedDiffusionTextPipeline.from_pretrained()
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_it_is_of_the_edge_tier_and_shared(writer):
+    model = writer.transformer
+    assert num_weights(model) < 100 * MEGABYTE
+    assert model.trunk_share() >= 0.9
+    assert sum(file.stat().st_size for file in EMBEDDED_CHECKPOINT.iterdir()) < 55 * MEGABYTE
+
+
+def test_it_round_trips_bit_equal_through_every_loader(writer, tmp_path):
+    model = UnifiedDiffusionModel.from_pretrained()
+    model.save_pretrained(tmp_path / "model")
+    writer.save_pretrained(tmp_path / "pipeline")
+    reloaded = [
+        UnifiedDiffusionModel.from_pretrained(tmp_path / "model"),
+        AutoModel.from_pretrained(tmp_path / "model"),
+        DiffusionPipeline.from_pretrained(tmp_path / "pipeline").transformer,
+    ]
+    expected = model.state_dict()
+    for other in reloaded:
+        state = other.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_transformers_pipeline_answers():
+    answer = pipeline("unified-diffusion")(
+        "def fibonacci(n):", modality="code", max_new_tokens=16, num_inference_steps=4
+    )
+    assert answer[0]["generated_text"].startswith("def fibonacci(n):")
+    assert len(answer[0]["generated_text"]) > len("def fibonacci(n):")
+
+
+def test_an_infill_keeps_what_was_given(writer):
+    output = writer("The cat sat", suffix=" and slept.", max_new_tokens=4, num_inference_steps=4, seed=0)
+    assert output.texts[0].startswith("The cat sat") and output.texts[0].endswith(" and slept.")
+
+
+def test_a_row_does_not_depend_on_its_batch(writer):
+    prompts = ["The history of", "A function is a piece of code that", "In the beginning"]
+    together = writer(prompts, max_new_tokens=16, num_inference_steps=4, seed=3)
+    alone = writer(prompts[:1], max_new_tokens=16, num_inference_steps=4, seed=3)
+    assert together.texts[0] == alone.texts[0]
+
+
+def test_padding_and_cache_leave_logits_within_float_tolerance(writer):
+    model, ids = writer.transformer, torch.arange(20, 44)[None]
+    canvas, t = torch.full((1, 8), model.config.mask_token_id), torch.ones(1)
+    with torch.no_grad():
+        whole = model(segments=[Segment("text", ids), Segment("text", canvas, time=t)]).predictions[1]
+        cache = model(ids, use_cache=True).past_key_values
+        cached = model(canvas, timestep=t, past_key_values=cache).logits
+        padded_ids = torch.cat([torch.zeros(1, 5, dtype=torch.int64), ids], dim=1)
+        mask = torch.arange(29)[None] >= 5
+        padded = model(segments=[Segment("text", padded_ids, mask=mask), Segment("text", canvas, time=t)]).predictions[
+            1
+        ]
+    real = torch.arange(model.config.vocab_size) != model.config.mask_token_id
+    assert torch.allclose(whole[..., real], cached[..., real], atol=1e-3)
+    assert torch.allclose(whole[..., real], padded[..., real], atol=1e-3)
+
+
+def test_it_reads_english_better_than_scrambled_english(writer):
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT)
+    ids = tokenizer(
+        "The president asked the Congress for the money to build a new road.", return_tensors="pt"
+    ).input_ids
+    shuffled = ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        clean, scrambled = (writer.transformer(x, labels=x).loss for x in (ids, shuffled))
+    assert clean + 1 < scrambled
+
+
+def test_the_code_pipeline_continues_a_function():
+    code = UnifiedDiffusionCodePipeline.from_pretrained()
+    code.set_progress_bar_config(disable=True)
+    prompt = 'def add(a, b):\n    """Return the sum of a and b."""\n'
+    assert code(prompt, max_new_tokens=16, num_inference_steps=4, seed=0).completions[0].strip()

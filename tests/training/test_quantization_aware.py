@@ -1,0 +1,80 @@
+"""Training against the rounding of a shipped checkpoint."""
+
+import pytest
+import torch
+
+from hf_unified_diffusion import ArrowQuantConfig
+from hf_unified_diffusion.quantization import dequantize, quantize
+from hf_unified_diffusion.training.quantization_aware import RoundedWeights, rounded
+
+CONFIG = ArrowQuantConfig(bits=4, group_size=32, int8_modules=[], modules_to_not_convert=[])
+
+
+def two_layers() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.SiLU(), torch.nn.Linear(96, 8))
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_rounding_is_what_a_checkpoint_holds(bits):
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    packed, scale = quantize(weight, bits, 32)
+    assert torch.equal(rounded(weight, scale.float(), bits), dequantize(packed, scale, bits))
+
+
+def test_the_pass_sees_rounded_weights_and_the_dense_ones_come_back():
+    model = two_layers()
+    dense = [p.detach().clone() for p in model.parameters()]
+    with RoundedWeights(model, CONFIG).in_place():
+        inside = model[0].weight.detach().clone()
+        model(torch.ones(3, 64)).square().mean().backward()
+    assert not torch.equal(inside, dense[0])
+    assert torch.equal(inside, dequantize(*quantize(dense[0], 4, 32), 4))
+    assert all(torch.equal(p, d) for p, d in zip(model.parameters(), dense, strict=True))
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+def test_an_error_inside_leaves_the_dense_weights():
+    model = two_layers()
+    dense = model[0].weight.detach().clone()
+    with pytest.raises(RuntimeError, match="stop"), RoundedWeights(model, CONFIG).in_place():
+        raise RuntimeError("stop")
+    assert torch.equal(model[0].weight, dense)
+
+
+def test_a_restored_state_rounds_as_the_unbroken_one():
+    model, x = two_layers(), torch.ones(3, 64)
+    first = RoundedWeights(model, CONFIG, refresh_every=10)
+    with first.in_place():
+        pass
+    second = RoundedWeights(model, CONFIG, refresh_every=10)
+    second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+        with first.in_place():
+            unbroken = model(x)
+        with second.in_place():
+            assert torch.equal(model(x), unbroken)
+
+
+def test_it_lowers_the_loss_of_the_rounded_network():
+    """At 2 bits: trained through the rounding, the rounded network fits better than one rounded after training."""
+    config = ArrowQuantConfig(bits=2, group_size=32, int8_modules=[], modules_to_not_convert=[])
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    y = torch.randn(64, 8, generator=torch.Generator().manual_seed(3))
+    losses = {}
+    for aware in (False, True):
+        model = two_layers()
+        weights, optimizer = RoundedWeights(model, config), torch.optim.Adam(model.parameters(), 1e-3)
+        for _ in range(150):
+            if aware:
+                with weights.in_place():
+                    (model(x) - y).square().mean().backward()
+            else:
+                (model(x) - y).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with RoundedWeights(model, config).in_place(), torch.no_grad():
+            losses[aware] = (model(x) - y).square().mean().item()
+    assert losses[True] < losses[False]

@@ -1,0 +1,139 @@
+"""The training script on tiny shards: the twin, resuming, two processes, and the plot of its log."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_unified_diffusion import UnifiedDiffusionModel
+from hf_unified_diffusion.training.run_log import append_record, read_records
+from tests.tiny import tiny_tokenizer
+from tests.training.tiny_training import TINY_SHAPE, write_shard
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TRAIN = EXAMPLES / "train_score_network.py"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """Shards of one long document for each split and modality, and a tokenizer."""
+    folder = tmp_path_factory.mktemp("inputs")
+    line = "The cat sat on the mat, and saw that it was good. "
+    for split in ("train", "validation"):
+        write_shard(folder / split / "docs.parquet", [line * 30], "text")
+        write_shard(folder / split / "python.parquet", ["def cat(mat):\n    return mat\n\n" * 40], "code")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def main():
+    return runpy.run_path(str(TRAIN))["main"]
+
+
+def arguments(inputs: Path, out: Path, *more: str) -> list[str]:
+    """A run of four steps; `more` overrides."""
+    given = {
+        "output_dir": out,
+        "tokenizer": inputs / "tokenizer",
+        "shards": inputs,
+        "config": json.dumps(TINY_SHAPE),
+        "sequence_length": 24,
+        "train_batch_size": 2,
+        "max_train_steps": 4,
+        "warmup_steps": 1,
+        "evaluation_rows": 4,
+        "evaluation_steps": 3,
+        "mixed_precision": "no",
+    }
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))] + list(more)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+
+def steps(out: Path) -> list[float]:
+    return [record["step"] for record in read_records(out / "log.jsonl")]
+
+
+def test_a_run_logs_each_step_and_ends_with_a_model_and_resumes(main, inputs, tmp_path):
+    out = tmp_path / "run"
+    main(arguments(inputs, out))
+    assert steps(out) == [1, 2, 3, 4]
+    first, *_, last = read_records(out / "log.jsonl")
+    for record in (first, last):
+        for modality in ("text", "code"):
+            for path in ("causal", "block4", "block16"):
+                assert record[f"{modality}/{path}/nats_per_token"] > 0
+                assert record[f"{modality}/{path}/bits_per_byte"] > 0
+    assert UnifiedDiffusionModel.from_pretrained(out / "model").config.vocab_size == 258
+    main(arguments(inputs, out, "--resume", "--max_train_steps", "6"))
+    assert steps(out) == [1, 2, 3, 4, 5, 6]
+    assert read_records(out / "log.jsonl")[:4] == [first, *read_records(out / "log.jsonl")[1:3], last]
+    finished = (out / "state" / "progress.json").stat().st_mtime_ns
+    main(arguments(inputs, out, "--resume", "--max_train_steps", "6"))
+    assert (out / "state" / "progress.json").stat().st_mtime_ns == finished
+
+
+def test_a_log_becomes_a_picture(tmp_path, monkeypatch):
+    for step in range(1, 5):
+        record = {"step": step, "positions": 10 * step, "text/causal": 5 / step, "text/block4/bits_per_byte": 2 / step}
+        append_record(tmp_path / "log.jsonl", record if step % 2 else {"step": step, "positions": 10 * step})
+    picture = tmp_path / "curves.png"
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setattr(sys, "argv", ["plot_training.py", str(tmp_path), str(picture)])
+    runpy.run_path(str(EXAMPLES / "plot_training.py"), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_processes_train_one_model(main, inputs, tmp_path):
+    """Both end with the same weights; the twin's are those of one process with as many rows."""
+    twin = ("--canvas", "false", "--modalities", "text")
+    by_the_clock = ("--max_train_minutes", "0.01", "--max_train_steps", "40", "--checkpointing_minutes", "0")
+    runs = [arguments(inputs, tmp_path / "two", *twin), arguments(inputs, tmp_path / "clock", *by_the_clock)]
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, script, TRAIN, tmp_path, json.dumps(runs)], check=True, env=environment)
+    for number in range(len(runs)):
+        ours, theirs = (torch.load(tmp_path / f"weights-{number}-{rank}.pt") for rank in (0, 1))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert steps(tmp_path / "two") == [1, 2, 3, 4]
+    assert steps(tmp_path / "clock") == list(range(1, len(steps(tmp_path / "clock")) + 1))
+
+    main(arguments(inputs, tmp_path / "one", *twin, "--train_batch_size", "4"))
+    logs = [read_records(tmp_path / name / "log.jsonl") for name in ("two", "one")]
+    for two, one in zip(*logs, strict=True):
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert two["tokens"] == one["tokens"]
+        assert set(two) == set(one) >= {"text/causal", "text/loss"}
+        assert not any("canvas" in name or "block" in name for name in one)
+    held_out = [log[-1]["text/causal/nats_per_token"] for log in logs]
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-3)
+
+
+def test_dropout_is_the_one_asked_for(main, inputs, tmp_path):
+    run = main(arguments(inputs, tmp_path / "run", "--dropout", "0.25", "--max_train_steps", "1"))
+    assert {layer.dropout.p for layer in run.model.shared_transformer.layers} == {0.25}
+    assert UnifiedDiffusionModel.from_pretrained(tmp_path / "run" / "model").config.dropout == 0.25
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        (("--max_train_steps", "0"), "max_train_steps must be at least 1, got 0"),
+        (("--mixed_precision", "fp16"), "mixed_precision must be one of"),
+        (("--evaluation_rows", "0"), "evaluation_rows must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_name_the_rule(main, inputs, tmp_path, wrong, rule):
+    with pytest.raises(ValueError, match=rule):
+        main(arguments(inputs, tmp_path / "run", *wrong))
+    assert not (tmp_path / "run").exists()
