@@ -119,8 +119,8 @@ def left_to_right(model: UnifiedDiffusionModel, gaps: list[Gap]) -> list[list[in
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     written, cache = [], None
     for _ in range(gaps[0].length):
-        output = model(ids, modality=gaps[0].modality, past_key_values=cache, use_cache=True)
-        cache, logits = output.past_key_values, output.logits[:, -1]
+        output = model(ids, modality=gaps[0].modality, cache=cache, use_cache=True)
+        cache, logits = output.cache, output.logits[:, -1]
         logits[:, ends] = -torch.inf
         ids = logits.argmax(dim=-1, keepdim=True)
         written.append(ids)
@@ -133,12 +133,12 @@ def causal_nats(
 ) -> dict[str, Float[Tensor, "rows two"]]:
     """Exact nats of the fill given the prefix, and of the suffix given both, for each kind of fill."""
     prefix = torch.tensor([gap.prefix for gap in gaps], device=model.device)
-    cache = model(prefix[:, :-1], modality=gaps[0].modality, use_cache=True).past_key_values
+    cache = model(prefix[:, :-1], modality=gaps[0].modality, use_cache=True).cache
     found = {}
     for name, rows in fills.items():
         after = torch.tensor([[*fill, *gap.suffix] for gap, fill in zip(gaps, rows, strict=True)], device=model.device)
         ids = torch.cat([prefix[:, -1:], after[:, :-1]], dim=1)
-        logits = model(ids, modality=gaps[0].modality, past_key_values=cache).logits
+        logits = model(ids, modality=gaps[0].modality, cache=cache).logits
         nats = F.cross_entropy(logits.transpose(1, 2).float(), after, reduction="none")
         parts = nats.double().split([gaps[0].length, SUFFIX], dim=1)
         found[name] = torch.stack([part.sum(dim=1) for part in parts], dim=1).cpu()
@@ -165,7 +165,7 @@ def canvas_bounds(
     places = torch.arange(PREFIX + length + SUFFIX, device=device).float().expand(len(gaps), -1)
     inside = places[:, PREFIX : PREFIX + length]
     around = torch.cat([places[:, :PREFIX], places[:, PREFIX + length :]], dim=1)
-    cache = model(segments=[Segment(modality, outside, positions=around)], use_cache=True).past_key_values
+    cache = model(segments=[Segment(modality, outside, positions=around)], use_cache=True).cache
     ids = {name: torch.tensor(rows, device=device) for name, rows in fills.items()}
     total = {name: torch.zeros(len(gaps), dtype=torch.float64) for name in fills}
     for _ in range(draws):
@@ -173,7 +173,7 @@ def canvas_bounds(
         for name, clean in ids.items():
             noisy = clean.masked_fill(hidden, model.config.mask_token_id)
             canvas = Segment(modality, noisy, time=time, positions=inside)
-            logits = model(segments=[canvas], past_key_values=cache).logits
+            logits = model(segments=[canvas], cache=cache).logits
             nats = F.cross_entropy(logits.transpose(1, 2).float(), clean.masked_fill(~hidden, -100), reduction="none")
             total[name] += (nats / time).double().sum(dim=1).cpu() / draws
     return total

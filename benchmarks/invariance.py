@@ -44,7 +44,7 @@ def denoise(
     context, noisy = Segment(modality, ids, mask=real), Segment(modality, canvas, time=time)
     if cached:
         first = model(segments=[context], use_cache=True)
-        causal, clean = first.logits, model(segments=[noisy], past_key_values=first.past_key_values).logits
+        causal, clean = first.logits, model(segments=[noisy], cache=first.cache).logits
     else:
         causal, clean = model(segments=[context, noisy]).predictions
     return [torch.cat([causal[i, : len(row)], clean[i]]).float() for i, row in enumerate(contexts)]

@@ -73,8 +73,8 @@ def test_padding_and_cache_leave_logits_within_float_tolerance(writer):
     canvas, t = torch.full((1, 8), model.config.mask_token_id), torch.ones(1)
     with torch.no_grad():
         whole = model(segments=[Segment("text", ids), Segment("text", canvas, time=t)]).predictions[1]
-        cache = model(ids, use_cache=True).past_key_values
-        cached = model(canvas, timestep=t, past_key_values=cache).logits
+        cache = model(ids, use_cache=True).cache
+        cached = model(canvas, timestep=t, cache=cache).logits
         padded_ids = torch.cat([torch.zeros(1, 5, dtype=torch.int64), ids], dim=1)
         mask = torch.arange(29)[None] >= 5
         padded = model(segments=[Segment("text", padded_ids, mask=mask), Segment("text", canvas, time=t)]).predictions[

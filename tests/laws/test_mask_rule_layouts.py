@@ -50,14 +50,14 @@ def test_chained_blocks_are_the_training_layout(block, commit_with_next):
         segments = [canvas(noisy[:, part], time[:, part])]
         if waiting is not None:
             segments = [waiting, *segments]
-        out = model(segments=segments, past_key_values=cache, use_cache=True)
+        out = model(segments=segments, cache=cache, use_cache=True)
         chained.append(out.predictions[-1])
-        cache = out.past_key_values
+        cache = out.cache
         if waiting is not None:
             context.append(out.predictions[0])
         waiting = Segment("text", clean[:, part]) if commit_with_next else None
         if not commit_with_next:
-            context.append(model(clean[:, part], past_key_values=cache, use_cache=True).logits)
+            context.append(model(clean[:, part], cache=cache, use_cache=True).logits)
     assert_same(torch.cat(chained, dim=1), at_once)
     seen = torch.cat(context, dim=1) if context else causal[:, :0]
     assert_same(seen, causal[:, : seen.shape[1]])
@@ -72,14 +72,14 @@ def test_cached_equals_uncached(sizes, length):
     whole = model(segments=[Segment("text", ids), canvas(hidden)]).predictions
     cache, pieces = None, []
     for piece in ids.split(sizes, dim=1):
-        out = model(piece, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(piece, cache=cache, use_cache=True)
+        cache = out.cache
         pieces.append(out.logits)
     assert len(cache) == cache.get_seq_length() == total
     assert_same(torch.cat(pieces, dim=1), whole[0])
     before = [key.clone() for key in cache.keys]
     for _ in range(2):  # a canvas reads the cache and leaves it as it was
-        assert_same(model(hidden, timestep=torch.full((2,), 0.5), past_key_values=cache).logits, whole[1])
+        assert_same(model(hidden, timestep=torch.full((2,), 0.5), cache=cache).logits, whole[1])
     assert all(torch.equal(old, new) for old, new in zip(before, cache.keys, strict=True))
 
 
@@ -92,20 +92,20 @@ def test_a_canvas_leaves_the_context_as_it_is():
     ]
     assert torch.equal(outputs[0].predictions[0], outputs[1].predictions[0])
     assert not torch.allclose(outputs[0].predictions[1], outputs[1].predictions[1])
-    first, second = (output.past_key_values for output in outputs)
+    first, second = (output.cache for output in outputs)
     assert all(torch.equal(a, b) for a, b in zip(first.keys + first.values, second.keys + second.values, strict=True))
     assert len(first) == 6
 
 
 def test_copies_of_a_cache_grow_apart():
     model, ids = shared_model(), random_ids(2, 6)
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True).cache
     branch = cache.copy()
-    model(ids, past_key_values=branch, use_cache=True)
+    model(ids, cache=branch, use_cache=True)
     assert (len(cache), len(branch)) == (6, 12)
     assert_same(
-        model(ids[:1], past_key_values=cache.select(torch.tensor([1]))).logits,
-        model(ids[[0, 0]], past_key_values=cache).logits[1:],
+        model(ids[:1], cache=cache.select(torch.tensor([1]))).logits,
+        model(ids[[0, 0]], cache=cache).logits[1:],
     )
 
 
@@ -125,10 +125,10 @@ def padded(rows, side):
 def generate(model, prompts, prompt_mask, blocks, block_masks, time, condition=None):
     """Predictions of prompt and canvases, each canvas committed as context by the next one's pass."""
     out = model(prompts, attention_mask=prompt_mask, use_cache=True, condition=condition)
-    cache, found, waiting = out.past_key_values, [out.logits], []
+    cache, found, waiting = out.cache, [out.logits], []
     for block, mask in zip(blocks, block_masks, strict=True):
         here = Segment("text", block, time=time, mask=mask)
-        out = model(segments=[*waiting, here], past_key_values=cache, use_cache=True, condition=condition)
+        out = model(segments=[*waiting, here], cache=cache, use_cache=True, condition=condition)
         found.append(out.predictions[-1])
         waiting = [Segment("text", block, mask=mask)]
     return found
@@ -279,7 +279,7 @@ def test_default_positions_go_on_from_segment_to_segment():
     )
     for a, b in zip(implied.predictions, given.predictions, strict=True):
         assert torch.equal(a, b)
-    assert implied.past_key_values.next_position.tolist() == given.past_key_values.next_position.tolist() == [12, 12]
+    assert implied.cache.next_position.tolist() == given.cache.next_position.tolist() == [12, 12]
 
 
 def test_left_padding_does_not_move_positions():
@@ -289,5 +289,5 @@ def test_left_padding_does_not_move_positions():
     given = torch.tensor([[90.0, 90.0, 0.0, 1.0]])
     for positions in (None, given):
         out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
-        assert out.past_key_values.next_position.tolist() == [2]
+        assert out.cache.next_position.tolist() == [2]
         assert_same(out.logits[:, 2:], model(ids[:, 2:]).logits)

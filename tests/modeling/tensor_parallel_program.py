@@ -23,9 +23,7 @@ for forward in (
     lambda model: model(ids).logits,
     lambda model: model(hidden, timestep=torch.full((2,), 0.5), condition=condition).logits,
     lambda model: model(segments=[Segment("text", ids), canvas(hidden)], condition=condition).predictions[1],
-    lambda model: (
-        model(hidden, timestep=torch.ones(2), past_key_values=model(ids, use_cache=True).past_key_values).logits
-    ),
+    lambda model: model(hidden, timestep=torch.ones(2), cache=model(ids, use_cache=True).cache).logits,
 ):
     with torch.no_grad():
         torch.testing.assert_close(forward(sharded), forward(whole), atol=1e-4, rtol=1e-4)

@@ -95,15 +95,15 @@ def test_conditions_of_two_widths():
 
 def test_a_cache_that_does_not_fit():
     model = shared_model()
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True).cache
     with pytest.raises(ValueError, match="the cache must have the batch's 1 rows, got 2"):
-        model(IDS[:1], past_key_values=cache)
+        model(IDS[:1], cache=cache)
     with pytest.raises(ValueError, match="at most 256 tokens fit the context, got 257"):
-        model(random_ids(2, 253), past_key_values=cache)
+        model(random_ids(2, 253), cache=cache)
     with pytest.raises(ValueError, match="the cache must have the model's 3 layers, got 2"):
-        open_model(num_hidden_layers=3)(IDS, past_key_values=cache)
-    with pytest.raises(ValueError, match="past_key_values must be a ContextCache, got DynamicCache"):
-        model(IDS, past_key_values=DynamicCache())
+        open_model(num_hidden_layers=3)(IDS, cache=cache)
+    with pytest.raises(ValueError, match="cache must be a ContextCache, got DynamicCache"):
+        model(IDS, cache=DynamicCache())
 
 
 def test_input_ids_or_segments():
@@ -134,9 +134,9 @@ def test_bad_labels():
 
 def test_a_refused_call_leaves_the_cache_as_it_was():
     model = shared_model()
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True).cache
     with pytest.raises(ValueError, match="modality must be one of"):
-        model(segments=[Segment("text", IDS), Segment("video", IDS, time=HALF)], past_key_values=cache, use_cache=True)
+        model(segments=[Segment("text", IDS), Segment("video", IDS, time=HALF)], cache=cache, use_cache=True)
     assert len(cache) == 4
     assert cache.next_position.tolist() == [4, 4]
 

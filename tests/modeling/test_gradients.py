@@ -23,9 +23,9 @@ def in_one_call(model):
 def through_a_cache(model):
     """The gradient flows through the cached keys; the cache grows before the backward pass runs the layers again."""
     first = model(IDS, use_cache=True)
-    cache = first.past_key_values
-    second = model(segments=[Segment("text", IDS), canvas(HIDDEN)], past_key_values=cache, use_cache=True)
-    third = model(segments=[Segment("text", IDS[:, :2]), canvas(HIDDEN)], past_key_values=cache, use_cache=True)
+    cache = first.cache
+    second = model(segments=[Segment("text", IDS), canvas(HIDDEN)], cache=cache, use_cache=True)
+    third = model(segments=[Segment("text", IDS[:, :2]), canvas(HIDDEN)], cache=cache, use_cache=True)
     assert len(cache) == 12
     return [first.logits, *second.predictions, *third.predictions]
 

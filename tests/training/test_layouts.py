@@ -109,8 +109,8 @@ def test_the_layout_equals_each_block_alone_after_its_clean_prefix(model, length
         for block in blocks_of(length, block_length):
             time, cache = segment.time[:, block.start], None
             if block.start:
-                cache = model(batch.tokens[:, : block.start], use_cache=True).past_key_values
-            alone = model(segment.values[:, block], timestep=time, past_key_values=cache).logits
+                cache = model(batch.tokens[:, : block.start], use_cache=True).cache
+            alone = model(segment.values[:, block], timestep=time, cache=cache).logits
             logits = model.decode(together[:, block], "text")
             torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-4)
 

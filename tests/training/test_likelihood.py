@@ -51,9 +51,9 @@ def test_the_bound_of_single_token_blocks_is_the_exact_chain_rule_sum(model):
     batch = random_batch(2, 7)
     total = torch.zeros(2)
     for i in range(1, 7):
-        cache = model(batch.tokens[:, :i], use_cache=True).past_key_values
+        cache = model(batch.tokens[:, :i], use_cache=True).cache
         canvas = torch.full((2, 1), MASK)
-        logits = model(canvas, timestep=torch.ones(2), past_key_values=cache).logits[:, 0]
+        logits = model(canvas, timestep=torch.ones(2), cache=cache).logits[:, 0]
         total -= logits.log_softmax(dim=-1).gather(1, batch.tokens[:, i : i + 1])[:, 0]
     bound, tokens = canvas_nats(model, batch, 1, 1, seeded())
     torch.testing.assert_close(bound, total, atol=1e-4, rtol=1e-4)

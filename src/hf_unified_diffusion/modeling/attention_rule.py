@@ -84,8 +84,8 @@ class ContextCache:
     """Keys and values of clean context, computed once and read by every denoising step.
 
     Usage:
-        cache = model(prompt_ids, use_cache=True).past_key_values
-        model(canvas_ids, timestep=t, past_key_values=cache)
+        cache = model(prompt_ids, use_cache=True).cache
+        model(canvas_ids, timestep=t, cache=cache)
     """
 
     def __init__(self) -> None:

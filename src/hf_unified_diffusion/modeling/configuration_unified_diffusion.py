@@ -58,7 +58,7 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
     """
 
     model_type = "unified_diffusion"
-    keys_to_ignore_at_inference = ["past_key_values", "predictions", "hidden_states"]
+    keys_to_ignore_at_inference = ["cache", "predictions", "hidden_states"]
     base_model_tp_plan = {
         f"shared_transformer.layers.*.{name}": plan
         for name, plan in {

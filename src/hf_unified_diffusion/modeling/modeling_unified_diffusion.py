@@ -195,13 +195,13 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         self,
         segments: Sequence[Segment],
         condition: Condition | None = None,
-        past_key_values: ContextCache | None = None,
+        cache: ContextCache | None = None,
         use_cache: bool = False,
     ) -> tuple[tuple[Float[Tensor, "batch length width"], ...], ContextCache]:
         """What the heads read, one tensor per segment, and the cache; context joins the cache when `use_cache`."""
-        cache = ContextCache() if past_key_values is None else past_key_values
+        cache = ContextCache() if cache is None else cache
         if not isinstance(cache, ContextCache):
-            raise ValueError(f"past_key_values must be a ContextCache, got {type(cache).__name__}")
+            raise ValueError(f"cache must be a ContextCache, got {type(cache).__name__}")
         check_segments(segments, self.config, condition, cache)
         order = sorted(range(len(segments)), key=lambda i: not segments[i].is_context)  # stable: context first
         ordered = [segments[i] for i in order]
@@ -225,7 +225,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         modality: str = "text",
         segments: Sequence[Segment] | None = None,
         condition: Condition | None = None,
-        past_key_values: ContextCache | None = None,
+        cache: ContextCache | None = None,
         use_cache: bool = False,
         labels: Int[Tensor, "batch length"] | None = None,
         loss_weight: Tensor | None = None,
@@ -241,7 +241,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             modality: the modality of `input_ids`.
             segments: several segments, in the order of their default positions.
             condition: condition tokens for cross-attention, (B, c, condition_size).
-            past_key_values, use_cache: a `ContextCache`; only clean context ever enters it.
+            cache, use_cache: a `ContextCache`; only clean context ever enters it.
             labels: int64 (B, n) for `input_ids`, -100 and padding ignored. Context: the usual shifted loss. Canvas:
                 the NELBO in nats per token; give -100 at visible tokens. The others are weighted by `loss_weight`,
                 (B,) or (B, n), 1 / t by default.
@@ -263,8 +263,9 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
                 "timestep, attention_mask, position_ids, labels and loss_weight belong to input_ids; "
                 "segments carry their own, and their losses are in hf_unified_diffusion.training"
             )
-        hidden, cache = self.features(segments, condition, past_key_values, use_cache)
-        output = UnifiedDiffusionOutput(past_key_values=cache if use_cache or past_key_values is not None else None)
+        asked_for_cache = use_cache or cache is not None
+        hidden, cache = self.features(segments, condition, cache, use_cache)
+        output = UnifiedDiffusionOutput(cache=cache if asked_for_cache else None)
         output.hidden_states = hidden
         predictions = tuple(self.decode(h, s.modality) for h, s in zip(hidden, segments, strict=True))
         tokens = [p for p, s in zip(predictions, segments, strict=True) if s.modality not in self.projections]

@@ -23,14 +23,14 @@ class UnifiedDiffusionOutput(ModelOutput):
         loss: mean nats per token, if labels were given.
         logits: float (B, n, vocab) of the last token segment, if there is one.
         predictions: one per segment: logits for tokens, the clean sample (B, n, width) for continuous modalities.
-        past_key_values: the cache, holding the context when `use_cache`.
+        cache: the cache, holding the context when `use_cache`.
         hidden_states: float (B, n, hidden) per segment, what the heads read.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     predictions: tuple[Tensor, ...] | None = None
-    past_key_values: ContextCache | None = None
+    cache: ContextCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 

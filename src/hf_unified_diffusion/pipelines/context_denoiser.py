@@ -80,9 +80,7 @@ class ContextDenoiser:
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, None
         segments = canvases if waiting is None else [waiting, *canvases]
-        output = self.model(
-            segments=segments, condition=condition, past_key_values=self.cache, use_cache=waiting is not None
-        )
+        output = self.model(segments=segments, condition=condition, cache=self.cache, use_cache=waiting is not None)
         self.num_passes += 1
         if waiting is not None:
             self.next_logits = last_real(output.predictions[0], waiting.mask)

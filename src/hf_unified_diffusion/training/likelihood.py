@@ -69,7 +69,7 @@ def clean_context(model: UnifiedDiffusionModel, batch: TokenBatch, block_length:
     cache = ContextCache()
     if block_length < batch.tokens.shape[1]:
         context, _ = clean_copy(batch)
-        model.features([context.to(model.device)], past_key_values=cache, use_cache=True)
+        model.features([context.to(model.device)], cache=cache, use_cache=True)
     return cache
 
 
@@ -78,7 +78,7 @@ def log_probabilities(
     model: UnifiedDiffusionModel, canvas: Segment, asked: Bool[Tensor, "rows length"], cache: ContextCache
 ) -> Float[Tensor, "asked vocab"]:
     """What the model gives each value of the asked tokens of a canvas, on the model's device."""
-    (hidden,), _ = model.features([canvas.to(model.device)], past_key_values=cache)
+    (hidden,), _ = model.features([canvas.to(model.device)], cache=cache)
     logits = model.decode(hidden[asked.to(model.device)], canvas.modality)
     return logits.float().log_softmax(dim=-1)
 
