@@ -95,6 +95,8 @@ def build_model(args: Arguments, tokenizer) -> UnifiedDiffusionModel:
         model = UnifiedDiffusionModel.from_source(source, kept_ids, layers=args.layers or None)
     else:
         model = UnifiedDiffusionModel.from_pretrained(args.initial_model, dtype=torch.float32)
+        if getattr(model, "is_quantized", False):  # codes do not train: go on from what they stand for
+            model.dequantize(torch.float32)
     model.config.dropout = args.dropout
     for layer in model.shared_transformer.layers:
         layer.dropout.p = args.dropout

@@ -4,13 +4,15 @@ import hashlib
 import io
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from hf_unified_diffusion.training.data_fetch import FetchError, client_command, fetch, members, wanted
+from hf_unified_diffusion.training.data_fetch import FetchError, client_command, fetch, members, run_client, wanted
 from hf_unified_diffusion.training.data_sources import Package
 
 PACKAGE = Package("pypi", "box", "1", "box-1.whl", "0" * 64, "MIT", "python_packages", extract="python")
@@ -102,3 +104,13 @@ def test_clients_are_told_the_pinned_version(registry, file):
     command = client_command(replace(PACKAGE, registry=registry, file=file, version="1.2.3"))
     assert command[-1].startswith("box")
     assert command[-1].endswith("1.2.3")
+
+
+def test_constraints_on_what_is_installed_do_not_bind_what_is_read(tmp_path, monkeypatch):
+    constraints, folder = tmp_path / "constraints.txt", tmp_path / "empty"
+    constraints.write_text("box<1\n")
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONSTRAINT", str(constraints))
+    script = "import os, pathlib; pathlib.Path('seen').write_text(os.environ['PIP_CONSTRAINT'])"
+    seen = Path(run_client([sys.executable, "-c", script], folder, "box").read_text())
+    assert seen != constraints and seen.read_text() == ""

@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,9 @@ def run_client(command: list[str], folder: Path, label: str) -> Path:
     """
     if shutil.which(command[0]) is None:
         raise FetchError(f"{label}: fetching it needs {command[0]!r}, which is not installed")
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    # What is fetched is read, never installed: constraints on what this machine installs do not bind it.
+    environment = {**os.environ, "PIP_CONSTRAINT": os.devnull}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     files = list(folder.iterdir())
     if result.returncode != 0 or len(files) != 1:
         raise FetchError(
