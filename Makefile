@@ -19,11 +19,11 @@ ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libt
 .PHONY: setup demo test check format data train bench
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.cfg
+$(STAMP): pyproject.toml setup.cfg constraints.txt
 	@echo "Setting up $(VENV) (minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(STAMP)
