@@ -6,11 +6,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .conversion.convert import CONVERTED_BITS, convert_checkpoint
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .quantization import num_weights
+from .quantization.configuration_arrowquant import WEIGHTS_FORMATS
 
 WEIGHT_FILES = ("*.safetensors", "*.parquet")
 DOCSTRING = 'def count_words(text):\n    """Return how often each word occurs in the text, as a dictionary."""\n'
@@ -46,10 +48,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         subparser.add_argument("folder", nargs="?", default=str(EMBEDDED_CHECKPOINT), help="default: the embedded one")
         subparser.set_defaults(command=command)
+    add_convert(commands)
     chosen = parser.parse_args(arguments)
+    if chosen.command is convert:
+        try:
+            convert(chosen)
+        except ValueError as error:
+            parser.error(str(error))
+        return
     if not (Path(chosen.folder) / "config.json").is_file():
         parser.error(f"folder must hold a checkpoint (config.json), got {chosen.folder!r}")
     chosen.command(chosen.folder)
+
+
+def add_convert(commands: Any) -> None:
+    """The arguments of `convert`."""
+    subparser = commands.add_parser("convert", help=convert.__doc__, description=convert.__doc__)
+    subparser.add_argument("source", type=Path, help="a checkpoint folder")
+    subparser.add_argument("destination", type=Path, help="a folder that does not exist yet")
+    subparser.add_argument("--format", choices=WEIGHTS_FORMATS, default="parquet")
+    subparser.add_argument("--bits", type=int, choices=CONVERTED_BITS, help="default: the weights as they are")
+    subparser.add_argument("--group_size", type=int, default=64, help="columns that share a scale at 4 bits")
+    subparser.add_argument("--dry_run", action="store_true", help="report, and write nothing")
+    subparser.set_defaults(command=convert)
+
+
+def convert(chosen: argparse.Namespace) -> None:
+    """Write a checkpoint as safetensors or Parquet, at its own width or another."""
+    report = convert_checkpoint(
+        chosen.source, chosen.destination, chosen.format, chosen.bits, chosen.group_size, chosen.dry_run
+    )
+    print("\n".join(report.lines()))
 
 
 def demo(folder: str) -> None:
