@@ -141,7 +141,7 @@ def shuffled(text: str, chance: random.Random, codec: TextCodec) -> str:
 def functions(pipe: UnifiedDiffusionTextPipeline, args: argparse.Namespace, samples: dict[str, list]) -> list[Row]:
     """The table of functions: settings, the real bodies as ceiling, and two controls."""
     codec, chance = TextCodec(pipe.tokenizer), random.Random(args.seed)
-    pairs = choose_functions(held_out(args.shards, "code"), codec, args.num_functions, chance)
+    pairs = choose_functions(held_out(args.shards, "code", args.split), codec, args.num_functions, chance)
     prompts, bodies = [row["prompt"] for row in pairs], [row["text"] for row in pairs]
     table = []
     for setting in args.settings:
@@ -190,7 +190,7 @@ PROSE_COLUMNS = ("tokens", "perplexity", "of the real text", "ratio", "unigram e
 def prose(pipe: UnifiedDiffusionTextPipeline, args: argparse.Namespace, samples: dict[str, list]) -> list[Row]:
     """The table of prose: settings, and the real texts shuffled as control."""
     codec, chance = TextCodec(pipe.tokenizer), random.Random(args.seed)
-    rows = held_out(args.shards, "text")
+    rows = held_out(args.shards, "text", args.split)
     chosen = choose_texts(rows, codec, args.num_texts, args.text_tokens, args.prefix_tokens, chance)
     beginnings, real = [beginning for beginning, _ in chosen], [ids for _, ids in chosen]
     written = {}
@@ -213,6 +213,7 @@ def prose(pipe: UnifiedDiffusionTextPipeline, args: argparse.Namespace, samples:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--shards", type=Path, default=Path("data/shards"))
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="choose settings on validation")
     parser.add_argument("--num_functions", type=int, default=100)
     parser.add_argument("--num_texts", type=int, default=50)
     parser.add_argument("--num_samples", type=int, default=3, help="of each setting, the first ones, kept in the JSON")

@@ -192,15 +192,15 @@ def described(model: UnifiedDiffusionModel, tokenizer: PreTrainedTokenizerFast) 
     )
 
 
-def held_out(shards: Path, modality: str) -> list[dict]:
-    """Held-out documents of a modality: the rows of `shards`/test, with columns as `make data` writes them.
+def held_out(shards: Path, modality: str, split: str = "test") -> list[dict]:
+    """Held-out documents of a modality: the rows of `shards`/`split`, with columns as `make data` writes them.
 
     Raises ValueError where there are none.
     """
-    files = sorted((shards / "test").glob("*.parquet"))
+    files = sorted((shards / split).glob("*.parquet"))
     rows = [row for file in files for row in parquet.read_table(file).to_pylist() if row["modality"] == modality]
     if not rows:
         raise ValueError(
-            f"the test split must hold documents of {modality!r} (run `make data`), got {len(files)} files"
+            f"the {split} split must hold documents of {modality!r} (run `make data`), got {len(files)} files"
         )
     return rows
