@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel, UnifiedDiffusionTextPipeline
+from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionTextPipeline
+from hf_unified_diffusion.conversion.convert import convert_checkpoint
 from hf_unified_diffusion.conversion.export import export_checkpoint
-from hf_unified_diffusion.conversion.metadata import checkpoint_metadata
 from tests.tiny import save_tiny_checkpoint
 
 
@@ -36,7 +36,18 @@ def test_exporting_again_replaces_the_old_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "trained"]
 
 
+def test_what_was_trained_before_is_kept(tmp_path):
+    source = save_tiny_checkpoint(tmp_path / "trained")
+    export_checkpoint(source, tmp_path / "one", ArrowQuantConfig(bits=8), ["text"], training={"first": {"step": 1}})
+    convert_checkpoint(tmp_path / "one", tmp_path / "dense", "safetensors", bits=32)
+    facts = {"training": {"second": {"step": 2}}}
+    export_checkpoint(tmp_path / "dense", tmp_path / "two", ArrowQuantConfig(bits=8), ["text", "code"], **facts)
+    metadata = json.loads((tmp_path / "two" / "metadata.json").read_text())
+    assert metadata["training"] == {"first": {"step": 1}, "second": {"step": 2}}
+    assert metadata["supported_modalities"] == ["code", "text"]
+
+
 def test_a_modality_without_a_head_is_refused(tmp_path):
-    model = UnifiedDiffusionModel.from_pretrained(save_tiny_checkpoint(tmp_path / "trained"))
+    source = save_tiny_checkpoint(tmp_path / "trained")
     with pytest.raises(ValueError, match="got \\['smell'\\]"):
-        checkpoint_metadata(model, ["text", "smell"])
+        export_checkpoint(source, tmp_path / "out", ArrowQuantConfig(bits=8), ["text", "smell"])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..modeling.checkpoint_metadata import METADATA_NAME
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig, QuantizedWeight, bits_per_weight, quantize_model
 from ..quantization.configuration_arrowquant import WEIGHTS_FORMATS
-from .metadata import METADATA_NAME
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.parquet")
 CONVERTED_BITS = (4, 8, 32)  # 2 bits lose too much without training against the rounding
@@ -58,7 +58,7 @@ def convert_checkpoint(
     """Write a checkpoint folder in another format or at another width; the destination appears whole or not at all.
 
     Args:
-        source: a folder of ours; its other files (tokenizer, scheduler, card) come along, `metadata.json` excepted.
+        source: a folder of ours; its other files (tokenizer, scheduler, card) come along.
         destination: a folder that does not exist yet.
         weights_format: "safetensors" or "parquet".
         bits: None keeps the weights bit for bit; 4 or 8 quantizes; 32 restores dense float32.
@@ -121,7 +121,7 @@ def weight_files(folder: Path) -> Iterable[Path]:
 
 
 def copy_companions(source: Path, destination: Path) -> None:
-    """Copy what is neither weights, configuration nor metadata: those are written anew, or no longer true."""
+    """Copy what is neither weights, configuration nor metadata: those are written anew."""
     left_out = {"config.json", METADATA_NAME, *(file.name for file in weight_files(source))}
     destination.mkdir(parents=True)
     for file in source.iterdir():

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig
 from ..schedulers import MaskedDiffusionScheduler
-from .metadata import checkpoint_metadata, write_metadata
 
 
 def export_checkpoint(
@@ -25,10 +24,11 @@ def export_checkpoint(
     partial = destination.with_name(destination.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model = UnifiedDiffusionModel.from_pretrained(source, dtype=torch.float32, quantization_config=quantization)
+    training = {**model.checkpoint_facts.get("training", {}), **facts.get("training", {})}
+    model.checkpoint_facts |= {**facts, "supported_modalities": supported_modalities, "training": training}
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(source).save_pretrained(partial)
     MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id).save_pretrained(partial)
-    write_metadata(partial, checkpoint_metadata(model, supported_modalities, **facts))
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(partial, destination)
     return model

@@ -21,11 +21,20 @@ from .autoregressive import (
     map_weights,
     whole_vocabulary,
 )
+from .checkpoint_metadata import (
+    METADATA_NAME,
+    carried_facts,
+    check_metadata,
+    checkpoint_metadata,
+    read_metadata,
+    write_metadata,
+)
 from .checks import check_labels, check_segments
 from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import TimeEmbedding
 from .heads import ContinuousHead, TokenEmbedding, TokenHead
+from .parquet_weights import HUB_KEYS, find_file
 from .pretrained import UnifiedDiffusionOutput, UnifiedDiffusionPreTrainedModel
 from .segments import layout
 from .shared_transformer import SharedTransformer
@@ -58,6 +67,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
             self._build_modality(name, spec)
         self.shared_transformer = SharedTransformer(config)
+        self.checkpoint_facts: dict[str, Any] = {}  # of metadata.json: licence, training, supported modalities, ...
         self.post_init()
 
     @classmethod
@@ -71,7 +81,29 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         name = pretrained_model_name_or_path
         if name is None and "state_dict" not in kwargs and kwargs.get("config") is None:
             name = EMBEDDED_CHECKPOINT
-        return super().from_pretrained(name, *model_args, **kwargs)
+        facts = cls._facts_of(name, kwargs)
+        loaded = super().from_pretrained(name, *model_args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).checkpoint_facts = facts
+        return loaded
+
+    @classmethod
+    def _facts_of(cls, name: str | os.PathLike[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What `metadata.json` beside the weights says that does not follow from the model; {} without one."""
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+        file = None if name is None or "state_dict" in kwargs else find_file(name, METADATA_NAME, hub)
+        if file is None:
+            return {}
+        metadata = read_metadata(file)
+        check_metadata(metadata, UnifiedDiffusionConfig.from_pretrained(name, **hub))
+        return carried_facts(metadata)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As `ParquetWeightsMixin.save_pretrained`, and `metadata.json` beside, with what was loaded from one."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):
+            write_metadata(save_directory, checkpoint_metadata(self, **self.checkpoint_facts))
 
     @classmethod
     def from_autoregressive(

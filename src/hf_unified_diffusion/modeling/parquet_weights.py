@@ -22,7 +22,7 @@ else:
 
 PARQUET_NAME = "model.arrowquant.parquet"
 SAFETENSORS_NAME = "model.safetensors"
-_HUB_KEYS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+HUB_KEYS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 # loading options that share a name with a field of a config
 _NOT_CONFIG_FIELDS = {"dtype", "torch_dtype", "quantization_config", "attn_implementation"}
 
@@ -52,12 +52,12 @@ class ParquetWeightsMixin(_Base):
         name = pretrained_model_name_or_path
         if name is None or "state_dict" in kwargs:
             return super().from_pretrained(name, *model_args, config=config, **kwargs)
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-        file = _find(name, PARQUET_NAME, hub)
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+        file = find_file(name, PARQUET_NAME, hub)
         if file is not None:
             return cls._from_parquet(file, name, model_args, config, verify_weights, hub, kwargs)
         base = _base_of_adapter(name, hub) if config is None else None
-        if base is not None and _find(base, PARQUET_NAME, {}) is not None:
+        if base is not None and find_file(base, PARQUET_NAME, {}) is not None:
             loaded = cls.from_pretrained(base, *model_args, verify_weights=verify_weights, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.load_adapter(os.fspath(name))
@@ -79,7 +79,7 @@ class ParquetWeightsMixin(_Base):
             config = cls.config_class.from_pretrained(name if config is None else config, **hub)
             for key in (config.to_dict().keys() & kwargs.keys()) - _NOT_CONFIG_FIELDS:
                 setattr(config, key, kwargs.pop(key))
-        options = {key: value for key, value in kwargs.items() if key not in (*_HUB_KEYS, "variant", "use_safetensors")}
+        options = {key: value for key, value in kwargs.items() if key not in (*HUB_KEYS, "variant", "use_safetensors")}
         weights = read_parquet_weights(file, verify)
         loaded = super().from_pretrained(None, *model_args, config=config, state_dict=dict(weights), **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -142,7 +142,7 @@ class ParquetWeightsMixin(_Base):
         write_parquet_weights(folder / PARQUET_NAME, tensors, {**facts, **metadata}, roles=roles)
 
 
-def _find(name: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> str | None:
+def find_file(name: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> str | None:
     """The file in a local folder, the cache or the Hub; None where there is none or it cannot be reached."""
     known = {key: value for key, value in hub.items() if key in ("revision", "token", "local_files_only", "cache_dir")}
     pinned = resolve_revision(name, **known)
