@@ -31,8 +31,8 @@ CONFIG = {
     "cross_attention_every": 0,
 }
 # dropout, weight decay, share of the positions: more of one regularizer, or an earlier stop
-TWIN_GRID = [(0.1, 0.1, 1.0), (0.3, 0.1, 1.0), (0.1, 0.1, 0.4), (0.3, 0.5, 1.0)]
-ROWS, LENGTH = 16, 256
+TWIN_GRID = [(0.1, 0.1, 1.0), (0.1, 0.1, 0.5), (0.3, 0.1, 1.0), (0.3, 0.5, 1.0)]
+LENGTH = 256
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_score_network.py"
 
 
@@ -68,29 +68,40 @@ def main() -> None:
     parser.add_argument("--shards", default="data/shards")
     parser.add_argument("--positions", type=int, default=3_200_000, help="positions each model may process")
     parser.add_argument("--max_train_tokens", type=int, default=75_000, help="of each modality")
-    parser.add_argument("--causal_share", type=float, default=0.25, help="of the diffusion model's positions, first")
+    parser.add_argument("--rows", type=int, default=4, help="of a step")
+    parser.add_argument("--num_twins", type=int, default=len(TWIN_GRID), help="the first of the grid")
+    parser.add_argument("--causal_share", type=float, default=0.5, help="of the diffusion model's positions, first")
     parser.add_argument("--block_lengths", type=int, nargs="+", default=[4, 8, 16, 256])
     parser.add_argument("--dropout", type=float, default=0.1, help="of the diffusion model, in both stages")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
     tokenizer = small_tokenizer(args.output_dir / "tokenizer", args.vocab_size)
     common = ["--tokenizer", str(tokenizer), "--shards", args.shards, "--max_train_tokens", str(args.max_train_tokens)]
-    common += ["--train_batch_size", str(ROWS), "--sequence_length", str(LENGTH), "--warmup_steps", "30"]
-    common += ["--learning_rate", str(args.learning_rate), "--ema_decay", "0.99", "--evaluation_rows", "32"]
+    common += ["--train_batch_size", str(args.rows), "--sequence_length", str(LENGTH), "--warmup_steps", "30"]
+    common += [
+        "--learning_rate",
+        str(args.learning_rate),
+        "--ema_decay",
+        "0.99",
+        "--evaluation_rows",
+        "32",
+        "--evaluation_steps",
+        "250",
+    ]
 
-    causal_steps = int(args.causal_share * args.positions / (ROWS * LENGTH))
+    causal_steps = int(args.causal_share * args.positions / (args.rows * LENGTH))
     shape = ["--config", json.dumps(CONFIG)]
     options = ["--canvas", "false", *shape, "--max_train_steps", str(causal_steps), "--dropout", str(args.dropout)]
     start = train(args.output_dir / "diffusion-causal", [*common, *options])
-    canvas_steps = int((1 - args.causal_share) * args.positions / (3 * ROWS * LENGTH))
+    canvas_steps = int((1 - args.causal_share) * args.positions / (3 * args.rows * LENGTH))
     options = ["--initial_model", str(start), "--infill_rate", "0", "--max_train_steps", str(canvas_steps)]
     options += ["--dropout", str(args.dropout), "--block_lengths", *map(str, args.block_lengths)]
     train(args.output_dir / "diffusion", [*common, *options])
 
     twins = {}
-    for dropout, weight_decay, share in TWIN_GRID:
+    for dropout, weight_decay, share in TWIN_GRID[: args.num_twins]:
         folder = args.output_dir / f"twin-dropout{dropout}-decay{weight_decay}-share{share}"
-        steps = int(share * args.positions / (ROWS * LENGTH))
+        steps = int(share * args.positions / (args.rows * LENGTH))
         options = ["--canvas", "false", "--dropout", str(dropout), "--weight_decay", str(weight_decay)]
         train(folder, [*common, *options, *shape, "--max_train_steps", str(steps)])
         twins[folder.name] = validation_nats(folder)
