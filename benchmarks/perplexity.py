@@ -27,7 +27,6 @@ from hf_unified_diffusion.training.token_data import bytes_per_token, pack_shard
 
 LENGTH = 256
 BLOCKS = (4, 8, 16, LENGTH)
-LONGEST_EXACT = 16  # a canvas pass for each token of a block
 ROWS_AT_ONCE = 8
 
 
@@ -42,7 +41,7 @@ def path_name(block_length: int | None, order: str | None) -> str:
 def figures(name: str, model: UnifiedDiffusionModel, tokenizer, args: argparse.Namespace, blocks: tuple) -> list[dict]:
     """One row per modality and way of reading the model; short blocks also by their exact likelihood."""
     ways: list[tuple[int | None, str | None]] = [(block_length, None) for block_length in blocks]
-    ways += [(block, "left_to_right") for block in blocks if block is not None and block <= LONGEST_EXACT]
+    ways += [(block, "left_to_right") for block in blocks if block is not None and block <= args.longest_exact]
     sizes, rows = bytes_per_token(tokenizer), []
     for modality in ("text", "code"):
         packed = pack_shards((args.shards / "test").glob("*.parquet"), tokenizer, modality, args.cache)
@@ -116,6 +115,7 @@ if __name__ == "__main__":
     parser.add_argument("--cache", type=Path, default=Path("runs/tokens"))
     parser.add_argument("--rows", type=int, default=32, help="test sequences of 256 tokens, of each modality")
     parser.add_argument("--draws", type=int, default=4, help="masks drawn for each sequence")
+    parser.add_argument("--longest_exact", type=int, default=16, help="block; a canvas pass for each of its tokens")
     parser.add_argument("--no_source", action="store_true", help="leave the source model out")
     arguments, settings = start(parser)
     (report_embedded if arguments.pair is None else report_pair)(arguments, settings)
