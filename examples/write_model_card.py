@@ -14,8 +14,8 @@ from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 ROOT = Path(__file__).parents[1]
 TITLES = {
     "perplexity": "Held-out likelihood",
-    "generation": "Generation at temperature 1",
-    "generation_greedy": "Generation at temperature 0",
+    "perplexity_pair": "A controlled pair from scratch",
+    "generation": "Generation",
     "infilling": "Infilling",
     "speed": "Speed",
     "invariance": "Invariance",
@@ -23,7 +23,7 @@ TITLES = {
 LIMITS = """\
 - English and Python only, from a small corpus: public-domain prose (much of it old), documentation, dictionary entries
   and permissively licensed Python (the table of data says which). It knows few facts, and states wrong ones fluently.
-- Trained for 70 minutes, mostly on one CPU core: it shows the machinery at work and is no writer to rely on.
+- Trained for 27 minutes on one CPU core: it shows the machinery at work and is no writer to rely on.
 - Image, audio and avatar heads are present and untrained; asking for them gives noise.
 - It inherits what its source model learned, biases included. Generated code may parse and still be wrong or unsafe."""
 USE = """\
