@@ -3,7 +3,8 @@
     python benchmarks/generation.py [--num_functions 100] [--num_texts 50]
 
 Code: the share of 100 held-out signatures with docstring whose completion parses. A docstring alone is a valid
-function, so an empty completion parses too: the stricter column also asks for a statement after the docstring.
+function, so an empty completion parses too: the stricter column also asks for a statement after the docstring. What
+the bound on the length cut counts twice: as it was written, and cut back to whole statements (the pipeline's default).
 Prose: SmolLM2's perplexity of what was written against that of the held-out continuation, each cut to the same number
 of tokens, with the unigram entropy of both: low perplexity is cheap where entropy is low (arXiv:2409.02908).
 """
@@ -16,13 +17,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from judge import Judge
 from measure import Mean, Row, argument_parser, described, held_out, load_pipelines, report, start
 from tqdm.auto import tqdm
 
 from hf_unified_diffusion.codecs.text_codec import TextCodec
-from hf_unified_diffusion.pipelines.code_boundaries import parses
+from hf_unified_diffusion.pipelines.code_boundaries import parses, whole_statements
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.training.data_sources import source_model_path
 
@@ -85,15 +87,16 @@ def choose_texts(
 
 def write(
     pipe: UnifiedDiffusionTextPipeline, prompts: list[str], setting: str, args: argparse.Namespace
-) -> tuple[list[str], list[list[int]], dict[str, float]]:
-    """Completions and their tokens in a setting, prompts of similar length together, and what it took."""
+) -> tuple[list[str], list[list[int]], dict[str, Any]]:
+    """Completions and their tokens in a setting, prompts of similar length together, and how they came about."""
     block_length, tokens_per_step, check_drafts = SETTINGS[setting]
     new_tokens, temperature = {
         "text": (args.text_tokens, args.temperature),
         "code": (args.code_tokens, args.code_temperature),
     }[pipe.modality]
+    raw = {"only_whole_statements": False} if pipe.modality == "code" else {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts, ids, passes, finished = [""] * len(prompts), [[]] * len(prompts), 0, 0
+    texts, ids, passes, finished = [""] * len(prompts), [[]] * len(prompts), 0, [False] * len(prompts)
     began = perf_counter()
     for first in tqdm(range(0, len(order), args.batch_size), desc=setting, leave=False):
         chosen = order[first : first + args.batch_size]
@@ -106,26 +109,32 @@ def write(
             temperature=temperature,
             top_p=args.top_p,
             seed=args.seed + first,
+            **raw,
         )
         passes += output.num_forward_passes
-        finished += sum(output.finished)
-        for i, text, tokens in zip(chosen, output.completions, output.completion_ids, strict=True):
-            texts[i], ids[i] = text, tokens.tolist()
+        written = zip(chosen, output.completions, output.completion_ids, output.finished, strict=True)
+        for i, text, tokens, done in written:
+            texts[i], ids[i], finished[i] = text, tokens.tolist(), done
     seconds = perf_counter() - began
     batches = -(-len(prompts) // args.batch_size)
-    return texts, ids, {"ended": finished / len(prompts), "passes": passes / batches, "seconds": seconds}
+    return texts, ids, {"finished": finished, "passes": passes / batches, "seconds": seconds}
 
 
-def code_row(name: str, prompts: list[str], bodies: list[str], effort: dict[str, float]) -> Row:
+def code_row(name: str, prompts: list[str], bodies: list[str], effort: dict[str, Any]) -> Row:
     """A line of the table of functions."""
-    count = len(prompts)
+    count, finished = len(prompts), effort.get("finished", [True] * len(prompts))
+    shown = [
+        body if done else body[: whole_statements(prompt, body)]
+        for prompt, body, done in zip(prompts, bodies, finished, strict=True)
+    ]
     return {
         "setting": name,
         "functions": count,
-        "parses": sum(parses(p + b) for p, b in zip(prompts, bodies, strict=True)) / count,
-        "parses, and adds a statement": sum(map(adds_a_statement, prompts, bodies)) / count,
+        "parses as written": sum(parses(p + b) for p, b in zip(prompts, bodies, strict=True)) / count,
+        "parses, cut to whole statements": sum(parses(p + b) for p, b in zip(prompts, shown, strict=True)) / count,
+        "and adds a statement": sum(map(adds_a_statement, prompts, shown)) / count,
         "characters": sum(map(len, bodies)) / count,
-        "ended by itself": effort.get("ended", math.nan),
+        "ended by itself": sum(finished) / count,
         "passes": effort.get("passes", math.nan),
         "seconds": effort.get("seconds", math.nan),
     }

@@ -58,7 +58,7 @@ BAD = [
     ({"canvas": HOLES.expand(2, 4)}, r"canvas must have 1 row or as many as the prompts \(1\), got 2"),
     ({"check_drafts": True, "suffix": "y"}, "check_drafts must be False with a suffix or a canvas"),
     ({"check_drafts": True, "guidance_scale": 2.0}, "guidance_scale must be 1 with check_drafts .* got 2.0"),
-    ({"stop": "y", "suffix": "z"}, "stop and end_rules must be left out with a suffix or a canvas"),
+    ({"stop": "y", "suffix": "z"}, "stop, end_rules, at_bound must be left out with a suffix or canvas"),
     ({"stop": 3}, "stop must be a string or a list of strings, got int"),
     ({"stop": ""}, "stop must not hold an empty string, got \\[''\\]"),
     ({"prompt": ["x", "y"], "streamer": BaseStreamer()}, "a streamer takes one row, got 2"),

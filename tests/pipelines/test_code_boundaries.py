@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from hf_unified_diffusion.pipelines.code_boundaries import end_of_function, leaves_body_open, parses
+from hf_unified_diffusion.pipelines.code_boundaries import end_of_function, leaves_body_open, parses, whole_statements
 
 SOURCES = [inspect.getsource(argparse), inspect.getsource(textwrap)]
 AFTER = ["\nprint(1)\n", "\n\n@decorated\ndef other():\n    pass\n", "\nx", "if __name__ == '__main__':\n    main()\n"]
@@ -65,6 +65,24 @@ def test_prompts_without_open_body_are_never_cut(prompt):
 )
 def test_open_bodies(prompt):
     assert leaves_body_open(prompt)
+
+
+@pytest.mark.parametrize("function", list(functions()))
+@pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
+def test_whole_statements_parse_and_are_the_most_that_does(function, share):
+    header, body = function.split("\n", 1)
+    header, body = header + "\n", body[: int(share * len(body))]
+    kept = whole_statements(header, body)
+    lines = [place + 1 for place, letter in enumerate(body) if letter == "\n"]
+    best = max((end for end in [*lines, len(body)] if body[:end].strip() and parses(header + body[:end])), default=None)
+    assert kept == best
+    assert share < 1 or kept == len(body)
+
+
+def test_no_whole_statement():
+    assert whole_statements("def f():\n", "    return (") is None
+    assert whole_statements("def f():\n    pass\n", "  \n ") is None
+    assert whole_statements("def f(:\n", "    return 1\n") is None
 
 
 def test_parses():

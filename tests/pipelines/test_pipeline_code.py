@@ -27,14 +27,30 @@ def test_a_function_ends_where_it_ends(code_pipe, tokenizer):
     output = code_pipe("def f():", callback_on_step_end=callback, **SHORT)
     assert output.completions == ["\n    return 1\n"] and output.finished == [True]
     assert isinstance(ast.parse(output.texts[0]).body[0], ast.FunctionDef)
-    through = code_pipe("def f():", callback_on_step_end=callback, stop_at_dedent=False, **SHORT)
+    raw = {"stop_at_dedent": False, "only_whole_statements": False}
+    through = code_pipe("def f():", callback_on_step_end=callback, **raw, **SHORT)
     assert through.texts[0].startswith("def f():\n    return 1\n\nprint(")
 
 
 def test_an_open_body_and_other_prompts_go_on(code_pipe, tokenizer):
     for prompt, text in (("def f():", "\n    a = 1\n    b"), ("import os", "\nx = 1\ny = 2")):
-        output = code_pipe(prompt, callback_on_step_end=writes(tokenizer, text), **SHORT)
+        callback = writes(tokenizer, text)
+        output = code_pipe(prompt, callback_on_step_end=callback, only_whole_statements=False, **SHORT)
         assert output.completions[0].startswith(text) and output.finished == [False]
+
+
+def test_the_bound_leaves_whole_statements(code_pipe, tokenizer):
+    callback = writes(tokenizer, "\n    a = 1\n    return (a,")
+    output = code_pipe("def f():", callback_on_step_end=callback, **SHORT)
+    assert output.completions == ["\n    a = 1\n"] and output.finished == [False]
+    assert tokenizer.decode(output.completion_ids[0]).rstrip() == "\n    a = 1"
+    assert len(output.sequences[0]) == len(tokenizer.encode("def f():")) + len(output.completion_ids[0])
+
+
+def test_what_never_parses_is_kept(code_pipe, tokenizer):
+    callback = writes(tokenizer, "\n    )))")
+    output = code_pipe("def f():", callback_on_step_end=callback, **SHORT)
+    assert len(output.completion_ids[0]) == SHORT["max_new_tokens"]
 
 
 def test_infills_are_not_cut(code_pipe):

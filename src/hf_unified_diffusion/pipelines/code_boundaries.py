@@ -1,4 +1,4 @@
-"""Where a Python function that a prompt began comes to its end."""
+"""Where a Python function that a prompt began comes to its end, and where code cut by a bound still parses."""
 
 import ast
 import re
@@ -26,6 +26,18 @@ def end_of_function(prompt: str, completion: str) -> int | None:
     if end is None:
         return None
     return len(text[:end].rstrip()) + 1 - len(prompt)  # one newline stays
+
+
+def whole_statements(prompt: str, completion: str) -> int | None:
+    """How many characters of the completion to keep so that it parses with the prompt: all, or most of its lines.
+
+    None where no line can be kept, so that nothing is lost of code that never parses.
+
+    Usage: `whole_statements("def f(x):\n", "    y = x\n    return (y")  # 10`
+    """
+    ends = [len(completion), *(match.end() for match in reversed(list(re.finditer("\n", completion))))]
+    kept = (end for end in ends if completion[:end].strip())
+    return next((end for end in kept if parses(prompt + completion[:end])), None)
 
 
 def leaves_body_open(source: str) -> bool:

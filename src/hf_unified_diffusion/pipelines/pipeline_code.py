@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .code_boundaries import end_of_function
+from .code_boundaries import end_of_function, whole_statements
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
 from .pipeline_text import UnifiedDiffusionTextPipeline
 from .text_rows import EndRule
@@ -25,6 +25,7 @@ class UnifiedDiffusionCodePipeline(UnifiedDiffusionTextPipeline):
         suffix: str | list[str] | None = None,
         *,
         stop_at_dedent: bool = True,
+        only_whole_statements: bool = True,
         end_rules: Sequence[EndRule] = (),
         **kwargs: Any,
     ) -> UnifiedDiffusionTextPipelineOutput | tuple:
@@ -34,6 +35,8 @@ class UnifiedDiffusionCodePipeline(UnifiedDiffusionTextPipeline):
             prompt, suffix: as for text.
             stop_at_dedent: a prompt that leaves a function or class open is continued to the end of that, and no
                 further.
+            only_whole_statements: code that reaches `max_new_tokens` is cut back to the last line with which it parses
+                (and left alone if there is none); False keeps the half-written statement, to go on from.
             end_rules, kwargs: as for `UnifiedDiffusionTextPipeline.__call__`.
 
         Raises:
@@ -41,6 +44,9 @@ class UnifiedDiffusionCodePipeline(UnifiedDiffusionTextPipeline):
 
         Usage: `pipe("def fibonacci(n):", max_new_tokens=64).texts[0]`
         """
-        if stop_at_dedent and suffix is None and kwargs.get("canvas") is None:
-            end_rules = (*end_rules, end_of_function)
+        if suffix is None and kwargs.get("canvas") is None:
+            if stop_at_dedent:
+                end_rules = (*end_rules, end_of_function)
+            if only_whole_statements:
+                kwargs.setdefault("at_bound", whole_statements)
         return super().__call__(prompt, suffix, end_rules=end_rules, **kwargs)

@@ -112,6 +112,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         check_drafts: bool = False,
         stop: str | list[str] | None = None,
         end_rules: Sequence[EndRule] = (),
+        at_bound: EndRule | None = None,
         num_return_sequences: int = 1,
         seed: int | None = None,
         generator: Generator | list[Generator] | None = None,
@@ -145,6 +146,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             stop: strings that end the text; they are left out.
             end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked
                 after each block.
+            at_bound: such a function for a text that reached `max_new_tokens`, asked once; None keeps all. A streamer
+                has seen the rest by then.
             num_return_sequences: texts per prompt, one after the other.
             seed: at least 0; row i always draws the same numbers from a seed.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
@@ -175,8 +178,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         )
         if stop is not None:
             end_rules = (*end_rules, stop_at(stop_strings(stop)))
-        if end_rules and options.fixed_length:
-            raise ValueError("stop and end_rules must be left out with a suffix or a canvas, whose length is fixed")
+        if (end_rules or at_bound) and options.fixed_length:
+            raise ValueError("stop, end_rules, at_bound must be left out with a suffix or canvas: its length is fixed")
         if negative_prompt is not None and guidance_scale == 1:
             raise ValueError("guidance_scale must not be 1 with a negative_prompt, got 1: it would do nothing")
         codec = TextCodec(self.tokenizer)
@@ -193,10 +196,11 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             on_step = step_hook(self, callback_on_step_end, names, streamer, progress)
             ends = [] if options.fixed_length else self._end_token_ids()
             filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step)
-            writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer)
+            writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
             passes, acceptance_rate = self._write(rows, options, filler, writer, device)
+            writer.close()
         if streamer is not None:
             if rows.suffix_ids[0]:
                 streamer.put(torch.tensor(rows.suffix_ids[0], dtype=torch.int64))

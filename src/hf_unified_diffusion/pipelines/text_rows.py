@@ -33,6 +33,7 @@ class RowWriter:
     Attributes:
         ids: the tokens of each row so far.
         finished: whether a row ended by its end token or a rule.
+        at_bound: what stays of a row that did not, asked by `close`; all of it where this is None or says None.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class RowWriter:
         most: int,
         end_rules: Sequence[EndRule] = (),
         streamer: BaseStreamer | None = None,
+        at_bound: EndRule | None = None,
     ):
         self.codec, self.rows, self.most = codec, rows, most
-        self.end_rules, self.streamer = end_rules, streamer
+        self.end_rules, self.streamer, self.at_bound = end_rules, streamer, at_bound
+        self.cut: dict[int, int] = {}  # row -> characters that stay
         self.ids: list[list[int]] = [[] for _ in rows.prompts]
         self.finished = [False] * len(rows)
 
@@ -72,7 +75,17 @@ class RowWriter:
     def completion(self, row: int) -> str:
         """The text of a row, up to where a rule ends it."""
         text = self._text(self.ids[row], row)
-        return text[: self._end(row, text)]
+        return text[: self.cut.get(row, self._end(row, text))]
+
+    def close(self) -> None:
+        """Cut the rows that reached the bound as `at_bound` says."""
+        for row, finished in enumerate(self.finished):
+            if finished or self.at_bound is None:
+                continue
+            end = self.at_bound(self.rows.prompts[row], self._text(self.ids[row], row))
+            if end is not None:
+                self.cut[row] = end
+                self._drop_after(row, end)
 
     def _text(self, ids: list[int], row: int) -> str:
         return self.codec.decode(ids)[len(self.rows.openings[row]) :]
@@ -89,5 +102,8 @@ class RowWriter:
         if end is None:
             return
         self.finished[row] = True
+        self._drop_after(row, end)
+
+    def _drop_after(self, row: int, end: int) -> None:
         size = next(n for n in range(len(self.ids[row]) + 1) if len(self._text(self.ids[row][:n], row)) >= end)
         del self.ids[row][size:]

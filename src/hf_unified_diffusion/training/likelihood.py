@@ -14,7 +14,8 @@ from ..modeling.attention_rule import ContextCache
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .layouts import IGNORED_LABEL, TokenBatch, block_canvases, block_reach, canvas_of, clean_copy, next_token_target
 
-ORDERS = ("left_to_right", "confidence")
+ORDERS = ("left_to_right", "confidence", "random")
+LONGEST_RANDOM_BLOCK = 10  # tokens: 2^10 - 1 canvas passes, and as many partial likelihoods a block
 RowTotals = tuple[Float[Tensor, "rows"], Int[Tensor, "rows"]]  # nats of each row, and how many tokens they are for
 
 
@@ -129,20 +130,24 @@ def first_of_each_block(
 
 
 def unmasking_nats(model: UnifiedDiffusionModel, batch: TokenBatch, block_length: int, order: str) -> RowTotals:
-    """Exact nats of each row under deterministic unmasking, one token of a block at a time (DUEL).
+    """Exact nats of each row under unmasking one token of a block at a time.
 
     The sampler it is the likelihood of: tokens without a predecessor in their document are given; each block starts
-    hidden after clean context; the place to fill follows from what is visible, its token is drawn from the model. All
-    blocks of all rows are scored together, so it costs as many canvas passes as a block has tokens.
+    hidden after clean context; the place to fill follows from what is visible (DUEL) or is drawn evenly from the hidden
+    ones; its token is drawn from the model. All blocks of all rows are scored together, so a fixed order costs as many
+    canvas passes as a block has tokens, the random one 2^n - 1.
 
     Args:
-        order: "left_to_right", or "confidence": the place whose most probable token is the most probable of its block.
+        order: "left_to_right"; "confidence": the place whose most probable token is the most probable of its block;
+            "random": the sampler whose bound `canvas_nats` is.
 
     Raises:
-        ValueError: for an unknown order.
+        ValueError: for an unknown order, or blocks too long for the random one.
     """
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
+    if order == "random":
+        return random_order_nats(model, batch, block_length)
     counted, cache = counted_tokens(batch), clean_context(model, batch, block_length)
     length, mask_token_id = batch.tokens.shape[1], model.config.mask_token_id
     reach, hidden, total = block_reach(length, block_length), counted, torch.zeros(batch.tokens.shape[0])
@@ -157,6 +162,40 @@ def unmasking_nats(model: UnifiedDiffusionModel, batch: TokenBatch, block_length
         total += (scattered(nats, asked, 0.0) * chosen).sum(dim=1)
         hidden = hidden & ~chosen
     return total, counted.sum(dim=1)
+
+
+def random_order_nats(model: UnifiedDiffusionModel, batch: TokenBatch, block_length: int) -> RowTotals:
+    """Exact nats of each row where every token of a block is drawn at an evenly random hidden place.
+
+    A block's likelihood is the mean over all orders of the product of its tokens' probabilities. The probability of
+    having come to a set V of visible places, all tokens right, is the sum over i in V of that of V without i, times
+    p(token i | V without i) over the number of places hidden then: one canvas pass for each set but the last.
+    """
+    length = batch.tokens.shape[1]
+    size = min(block_length, length)
+    if size > LONGEST_RANDOM_BLOCK:
+        raise ValueError(f"random order needs blocks of at most {LONGEST_RANDOM_BLOCK} tokens, got {size}")
+    counted, cache = counted_tokens(batch), clean_context(model, batch, block_length)
+    bits = 1 << torch.arange(size)
+    given = (~in_blocks(counted, size) * bits).sum(dim=-1)  # as a set: bit i for place i of a block
+    reached = torch.full((*given.shape, 1 << size), -math.inf, dtype=torch.float64)
+    reached.scatter_(2, given[..., None], 0.0)
+    places, reach = torch.arange(length) % size, block_reach(length, block_length)
+    for visible in range((1 << size) - 1):
+        hidden = counted & ((visible & bits) == 0)[places]
+        if not hidden.any():
+            continue
+        time = hidden_share(hidden, size)
+        canvas, _ = canvas_of(batch, 0, length, block_length, hidden, time, model.config.mask_token_id, 0, reach)
+        log_probs = log_probabilities(model, canvas, hidden, cache)
+        chosen = log_probs.gather(1, batch.tokens[hidden].to(log_probs.device)[:, None])[:, 0]
+        steps = in_blocks(scattered(chosen, hidden, -math.inf), size).double()
+        before = reached[..., visible] - math.log(size - visible.bit_count())
+        for i in range(size):
+            if not visible >> i & 1:
+                after = visible | 1 << i
+                reached[..., after] = torch.logaddexp(reached[..., after], before + steps[..., i])
+    return -reached[..., -1].sum(dim=1).float(), counted.sum(dim=1)
 
 
 def held_out_likelihood(
