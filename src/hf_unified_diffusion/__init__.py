@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .contracts import Condition as Condition
     from .contracts import Result as Result
     from .contracts import Segment as Segment
+    from .engine import ArrowEngine as ArrowEngine
     from .modeling.attention_rule import ContextCache as ContextCache
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
     from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel as UnifiedDiffusionModel
@@ -24,17 +25,22 @@ if TYPE_CHECKING:
     from .quantization import FormatError as FormatError
     from .quantization import read_parquet_weights as read_parquet_weights
     from .quantization import write_parquet_weights as write_parquet_weights
+    from .request_queue import QueueFullError as QueueFullError
+    from .request_queue import RequestTimeoutError as RequestTimeoutError
     from .schedulers import MaskedDiffusionScheduler as MaskedDiffusionScheduler
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ArrowEngine": "engine",
     "ArrowQuantConfig": "quantization",
     "Condition": "contracts",
     "ContextCache": "modeling.attention_rule",
     "FormatError": "quantization",
     "MaskedDiffusionScheduler": "schedulers",
     "NoiseScheduler": "processes",
+    "QueueFullError": "request_queue",
+    "RequestTimeoutError": "request_queue",
     "Result": "contracts",
     "Segment": "contracts",
     "UnifiedDiffusionCodePipeline": "pipelines.pipeline_code",

@@ -1,0 +1,289 @@
+"""ArrowEngine: one door to the diffusion pipelines and to an autoregressive model. It routes, and computes nothing."""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+from transformers.generation.streamers import BaseStreamer
+
+from .contracts import Result
+from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .pipelines.autoregressive_writer import AutoregressiveWriter
+from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_parts
+from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
+from .pipelines.text_inputs import LARGEST_SEED, check_choice, check_positive
+from .request_queue import Request, RequestQueue, Step
+from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
+MODES = ("ar", "diffusion")
+DEFAULT_NEW_TOKENS = 128
+CHECKED_BLOCK = 8  # tokens drafted in one pass where the causal path checks them
+
+
+class ArrowEngine:
+    """Writes by diffusion or token by token; serves several callers, one request after the other.
+
+    Attributes:
+        model, tokenizer: of the diffusion side.
+        memory: what was given, or None.
+
+    Args:
+        ar_model: name, folder or GGUF file of an autoregressive model, loaded when it is first asked for.
+        max_waiting: requests that may wait; one more is refused at once (`QueueFullError`).
+
+    Usage:
+        engine = ArrowEngine.from_pretrained()
+        engine.diffuse("The history of the bicycle", max_new_tokens=48, seed=0)
+        engine.diffuse("She opened the door and", suffix=" so she went back inside.", max_new_tokens=8, seed=0)
+    """
+
+    def __init__(
+        self,
+        model: UnifiedDiffusionModel,
+        scheduler: MaskedDiffusionScheduler,
+        tokenizer: PreTrainedTokenizerFast,
+        ar_model: str | Path | AutoregressiveWriter | None = None,
+        memory: Any = None,
+        max_waiting: int = 32,
+    ):
+        self.model, self.scheduler, self.tokenizer, self.memory = model, scheduler, tokenizer, memory
+        self.queue = RequestQueue(max_waiting=max_waiting)
+        self._ar_model = ar_model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        ar_model: str | Path | AutoregressiveWriter | None = None,
+        memory: Any = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        max_waiting: int = 32,
+    ) -> "ArrowEngine":
+        """The embedded checkpoint, or a folder.
+
+        Usage: `ArrowEngine.from_pretrained(ar_model="gpt2", device="cuda")`
+        """
+        parts = load_parts(EMBEDDED_CHECKPOINT if name_or_path is None else name_or_path, dtype)
+        if device is not None:
+            parts[0].to(device)
+        return cls(*parts, ar_model=ar_model, memory=memory, max_waiting=max_waiting)
+
+    @property
+    def ar(self) -> AutoregressiveWriter:
+        """The autoregressive side, loaded when it is first asked for and kept beside the other.
+
+        Raises:
+            ValueError: the engine was made without `ar_model`.
+        """
+        if self._ar_model is None:
+            raise ValueError("mode 'ar' needs an ar_model (name, folder or GGUF file), got None")
+        if not isinstance(self._ar_model, AutoregressiveWriter):
+            writer = AutoregressiveWriter.from_pretrained(self._ar_model)
+            writer.model.to(self.model.device)
+            self._ar_model = writer
+        return self._ar_model
+
+    def diffuse(self, prompt: str | list[str] | None = None, modality: str = "text", **options: Any) -> Any:
+        """Generate by diffusion and wait for it.
+
+        Args:
+            prompt: what comes before; None starts from nothing. A list gives a list.
+            modality: "text" or "code".
+            options: as for `submit`.
+
+        Returns:
+            str for text and code, prompt and suffix included; with `return_result=True` a `Result` of it.
+
+        Raises:
+            ValueError: for an argument that breaks a rule.
+            QueueFullError, RequestTimeoutError: as for `submit`.
+
+        Usage: `engine.diffuse('def add(a, b):\\n', modality="code", seed=0)`
+        """
+        return waited_for(self.submit(prompt, modality, **options))
+
+    def submit(
+        self,
+        prompt: str | list[str] | None = None,
+        modality: str = "text",
+        *,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        memory_guided: bool = False,
+        seed: int | None = None,
+        suffix: str | list[str] | None = None,
+        max_new_tokens: int | None = None,
+        timeout_s: float | None = None,
+        return_result: bool = False,
+        **options: Any,
+    ) -> Request:
+        """Queue a request for `diffuse`; it can be waited for, awaited and cancelled.
+
+        Args:
+            num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
+                a suffix, guidance or `check_drafts=False` one pass for two tokens.
+            guidance_scale: None or 1 is none.
+            seed: None draws one; the `Result` says which.
+            timeout_s: from now on, waiting included.
+            return_result: give a `Result` with timings and uncertainty.
+            options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...).
+
+        Raises:
+            QueueFullError: at once, when too many wait.
+            ValueError: for an unknown modality, or memory where there is none.
+
+        Usage: `request = engine.submit("Once", seed=0, timeout_s=10); request.result()`
+        """
+        self._check_modality(modality)
+        if memory_guided:
+            raise ValueError("memory_guided must be False: this checkpoint has no trained memory conditioner")
+        chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
+        options |= {name: value for name, value in chosen.items() if value is not None}
+        length = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+        check_positive("max_new_tokens", length)
+        options |= {"max_new_tokens": length, **steps_for(length, num_steps, options)}
+        seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
+
+        def work(step: Step) -> Any:
+            # a pipeline of its own for each request: pipelines remember an interrupt
+            pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
+            pipe.set_progress_bar_config(disable=True)
+            watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result)
+            output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
+            texts = output.texts if isinstance(prompt, list) or len(output.texts) > 1 else output.texts[0]
+            if not return_result:
+                return texts
+            extra = {"num_forward_passes": output.num_forward_passes, "finished": output.finished}
+            extra |= {"completion_ids": output.completion_ids, "acceptance_rate": output.acceptance_rate}
+            return Result(texts, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
+
+        return self.queue.submit(work, timeout_s)
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        mode: str = "ar",
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_strings: str | list[str] | None = None,
+        seed: int | None = None,
+        num_return_sequences: int = 1,
+        streamer: BaseStreamer | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> str | list[str]:
+        """Write after a prompt, token by token ("ar") or by diffusion; these arguments mean the same in both modes.
+
+        Args:
+            temperature: 0 takes the likeliest; None is the model's own.
+            stop_strings: strings that end the text; they are left out.
+            seed: the same seed gives the same text in the same mode.
+            streamer: gets tokens as they are written; of the tokenizer of the mode.
+            options: as for transformers' `generate`, or for `submit`.
+
+        Returns:
+            prompt and completion; a list where several prompts or sequences were asked for.
+
+        Raises:
+            ValueError: an unknown mode, no autoregressive model, or an argument that breaks a rule.
+
+        Usage: `engine.generate("Once upon a time", mode="ar", max_new_tokens=32, temperature=0)`
+        """
+        check_choice("mode", mode, MODES)
+        check_positive("max_new_tokens", max_new_tokens)
+        common: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "stop": stop_strings,
+            "num_return_sequences": num_return_sequences,
+            "streamer": streamer,
+        }
+        if mode == "diffusion":
+            return self.diffuse(prompt, seed=seed, timeout_s=timeout_s, **common, **options)
+        writer = self.ar
+
+        def work(step: Step) -> str | list[str]:
+            written = writer(prompt, seed=seed, on_step=step, **common, **options)
+            prompts = [prompt] if isinstance(prompt, str) else prompt
+            repeated = [text for text in prompts for _ in range(num_return_sequences)]
+            texts = [before + after for before, after in zip(repeated, written.completions, strict=True)]
+            return texts if isinstance(prompt, list) or len(texts) > 1 else texts[0]
+
+        return waited_for(self.queue.submit(work, timeout_s))
+
+    def close(self) -> None:
+        """Finish what is queued, then take no more."""
+        self.queue.close()
+
+    def _check_modality(self, modality: str) -> None:
+        check_choice("modality", modality, tuple(PIPELINES))
+        trained = self.model.checkpoint_facts.get("supported_modalities", list(PIPELINES))
+        if modality not in trained:
+            raise ValueError(f"modality must be one that the checkpoint was trained for, {trained}, got {modality!r}")
+
+
+class StepWatch:
+    """What the engine sees of each denoising step: its time, and how sure the network was.
+
+    Attributes:
+        step_ms: milliseconds of each step.
+        uncertainty: mean entropy in nats of the network's predictions for the canvas, at each step.
+    """
+
+    def __init__(self, step: Step, callback: Callable | None, measured: bool):
+        self.step, self.callback, self.measured = step, callback, measured
+        self.step_ms: list[float] = []
+        self.uncertainty: list[float] = []
+        self._last = perf_counter()
+
+    def callback_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's arguments for being watched; takes the caller's own names out of `options`."""
+        names = tuple(options.pop("callback_on_step_end_tensor_inputs", ("sample",)))
+        names = (*names, "logits") if self.measured and "logits" not in names else names
+        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
+
+    def __call__(self, pipe: Any, index: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Called by the pipeline after each step."""
+        self.step()
+        now = perf_counter()
+        self.step_ms.append(1000 * (now - self._last))
+        if self.measured:
+            log_probs = tensors["logits"].float().log_softmax(dim=-1)
+            entropy = -(log_probs.exp() * log_probs).nan_to_num().sum(dim=-1)
+            self.uncertainty.append(entropy.mean().item())
+        self._last = perf_counter()
+        return tensors if self.callback is None else self.callback(pipe, index, t, tensors)
+
+
+def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    """How a text of `length` tokens is denoised where the caller leaves it open."""
+    if num_steps is not None:
+        return {"num_inference_steps": num_steps}
+    plain = options.get("suffix") is not None or options.get("canvas") is not None
+    plain = plain or options.get("guidance_scale", 1) != 1
+    if options.setdefault("check_drafts", not plain):
+        block_length = options.setdefault("block_length", CHECKED_BLOCK)
+        return {"num_inference_steps": -(-length // (block_length or length))}
+    return {"num_inference_steps": -(-length // 2)}
+
+
+def waited_for(request: Request) -> Any:
+    """The result of a request; who stops waiting (Ctrl-C) cancels it."""
+    try:
+        return request.result()
+    except BaseException:
+        request.cancel()
+        raise
