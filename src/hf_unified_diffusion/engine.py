@@ -1,28 +1,32 @@
 """ArrowEngine: one door to the diffusion pipelines and to an autoregressive model. It routes, and computes nothing."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from .contracts import Result
+from .evolution.adapter_folders import SIDES
+from .evolution.adapter_set import AdapterSet
+from .evolution.step_watch import StepWatch
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_parts
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
+from .pipelines.text_encoder import encode_texts
 from .pipelines.text_inputs import LARGEST_SEED, check_choice, check_positive
 from .request_queue import Request, RequestQueue, Step
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
-MODES = ("ar", "diffusion")
 DEFAULT_NEW_TOKENS = 128
 CHECKED_BLOCK = 8  # tokens drafted in one pass where the causal path checks them
 
@@ -56,6 +60,7 @@ class ArrowEngine:
         self.model, self.scheduler, self.tokenizer, self.memory = model, scheduler, tokenizer, memory
         self.queue = RequestQueue(max_waiting=max_waiting)
         self._ar_model = ar_model
+        self._adapters: dict[str, AdapterSet] = {}
 
     @classmethod
     def from_pretrained(
@@ -118,6 +123,7 @@ class ArrowEngine:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         memory_guided: bool = False,
+        adapter: str | None = None,
         seed: int | None = None,
         suffix: str | list[str] | None = None,
         max_new_tokens: int | None = None,
@@ -131,6 +137,8 @@ class ArrowEngine:
             num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
                 a suffix, guidance or `check_drafts=False` one pass for two tokens.
             guidance_scale: None or 1 is none.
+            adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
+                what `set_adapter` chose.
             seed: None draws one; the `Result` says which.
             timeout_s: from now on, waiting included.
             return_result: give a `Result` with timings and uncertainty.
@@ -152,17 +160,24 @@ class ArrowEngine:
         options |= {"max_new_tokens": length, **steps_for(length, num_steps, options)}
         seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
 
+        use_adapter = self._adapters_of("diffusion").request(adapter, prompt)
+
         def work(step: Step) -> Any:
             # a pipeline of its own for each request: pipelines remember an interrupt
             pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
             pipe.set_progress_bar_config(disable=True)
             watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result)
-            output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
+            with use_adapter() as applied:
+                output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
             texts = output.texts if isinstance(prompt, list) or len(output.texts) > 1 else output.texts[0]
             if not return_result:
                 return texts
-            extra = {"num_forward_passes": output.num_forward_passes, "finished": output.finished}
-            extra |= {"completion_ids": output.completion_ids, "acceptance_rate": output.acceptance_rate}
+            extra = {"num_forward_passes": output.num_forward_passes, "finished": output.finished, "adapter": applied}
+            extra |= {
+                "completion_ids": output.completion_ids,
+                "acceptance_rate": output.acceptance_rate,
+                "adapter": applied,
+            }
             return Result(texts, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
 
         return self.queue.submit(work, timeout_s)
@@ -180,6 +195,7 @@ class ArrowEngine:
         seed: int | None = None,
         num_return_sequences: int = 1,
         streamer: BaseStreamer | None = None,
+        adapter: str | None = None,
         timeout_s: float | None = None,
         **options: Any,
     ) -> str | list[str]:
@@ -190,6 +206,7 @@ class ArrowEngine:
             stop_strings: strings that end the text; they are left out.
             seed: the same seed gives the same text in the same mode.
             streamer: gets tokens as they are written; of the tokenizer of the mode.
+            adapter: as for `submit`, of the side of the mode.
             options: as for transformers' `generate`, or for `submit`.
 
         Returns:
@@ -200,7 +217,7 @@ class ArrowEngine:
 
         Usage: `engine.generate("Once upon a time", mode="ar", max_new_tokens=32, temperature=0)`
         """
-        check_choice("mode", mode, MODES)
+        check_choice("mode", mode, SIDES)
         check_positive("max_new_tokens", max_new_tokens)
         common: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
@@ -212,17 +229,68 @@ class ArrowEngine:
             "streamer": streamer,
         }
         if mode == "diffusion":
-            return self.diffuse(prompt, seed=seed, timeout_s=timeout_s, **common, **options)
-        writer = self.ar
+            return self.diffuse(prompt, seed=seed, adapter=adapter, timeout_s=timeout_s, **common, **options)
+        writer, use_adapter = self.ar, self._adapters_of("ar").request(adapter, prompt)
 
         def work(step: Step) -> str | list[str]:
-            written = writer(prompt, seed=seed, on_step=step, **common, **options)
+            with use_adapter():
+                written = writer(prompt, seed=seed, on_step=step, **common, **options)
             prompts = [prompt] if isinstance(prompt, str) else prompt
             repeated = [text for text in prompts for _ in range(num_return_sequences)]
             texts = [before + after for before, after in zip(repeated, written.completions, strict=True)]
             return texts if isinstance(prompt, list) or len(texts) > 1 else texts[0]
 
         return waited_for(self.queue.submit(work, timeout_s))
+
+    def encode(self, texts: str | Sequence[str], mode: str = "diffusion") -> Float[Tensor, "texts width"]:
+        """Unit vectors of texts, float32: the mean of the final features of either side.
+
+        Raises:
+            ValueError: an unknown mode, no strings, or one that is empty or longer than the context.
+
+        Usage: `engine.encode(["a cat", "a dog"]) @ engine.encode("a kitten").T`
+        """
+        check_choice("mode", mode, SIDES)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if mode == "diffusion":
+            return waited_for(self.queue.submit(lambda step: encode_texts(self.model, self.tokenizer, texts)))
+        writer = self.ar
+        return waited_for(self.queue.submit(lambda step: writer.encode(texts)))
+
+    def load_adapter(
+        self, folder: str | Path, name: str, side: str = "diffusion", examples: Sequence[str] = ()
+    ) -> None:
+        """Load a PEFT adapter for the "diffusion" or the "ar" side; it applies to requests that name it.
+
+        Args:
+            examples: texts like those it was trained on, by which `adapter="auto"` finds it.
+
+        Raises:
+            ValueError: an adapter of the other side (with the file and the reason), a name that is taken, or files that
+                are none of an adapter.
+
+        Usage: `engine.load_adapter("adapters/poems", "poems"); engine.diffuse("The sea", adapter="poems")`
+        """
+        adapters = self._adapters_of(side)
+        waited_for(self.queue.submit(lambda step: adapters.load(folder, name, examples)))
+
+    def set_adapter(self, name: str | None, side: str = "diffusion") -> None:
+        """The adapter of requests that name none: a loaded one, "auto", or None for the model as it is.
+
+        Raises:
+            ValueError: a name that was not loaded.
+        """
+        adapters = self._adapters_of(side)
+        adapters.check(name)
+        adapters.active = name
+
+    def _adapters_of(self, side: str) -> AdapterSet:
+        check_choice("side", side, SIDES)
+        if side not in self._adapters:
+            # the router runs inside requests, hence past the queue
+            encode = self.ar.encode if side == "ar" else partial(encode_texts, self.model, self.tokenizer)
+            self._adapters[side] = AdapterSet(side, self.ar.model if side == "ar" else self.model, encode)
+        return self._adapters[side]
 
     def close(self) -> None:
         """Finish what is queued, then take no more."""
@@ -233,39 +301,6 @@ class ArrowEngine:
         trained = self.model.checkpoint_facts.get("supported_modalities", list(PIPELINES))
         if modality not in trained:
             raise ValueError(f"modality must be one that the checkpoint was trained for, {trained}, got {modality!r}")
-
-
-class StepWatch:
-    """What the engine sees of each denoising step: its time, and how sure the network was.
-
-    Attributes:
-        step_ms: milliseconds of each step.
-        uncertainty: mean entropy in nats of the network's predictions for the canvas, at each step.
-    """
-
-    def __init__(self, step: Step, callback: Callable | None, measured: bool):
-        self.step, self.callback, self.measured = step, callback, measured
-        self.step_ms: list[float] = []
-        self.uncertainty: list[float] = []
-        self._last = perf_counter()
-
-    def callback_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's arguments for being watched; takes the caller's own names out of `options`."""
-        names = tuple(options.pop("callback_on_step_end_tensor_inputs", ("sample",)))
-        names = (*names, "logits") if self.measured and "logits" not in names else names
-        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
-
-    def __call__(self, pipe: Any, index: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Called by the pipeline after each step."""
-        self.step()
-        now = perf_counter()
-        self.step_ms.append(1000 * (now - self._last))
-        if self.measured:
-            log_probs = tensors["logits"].float().log_softmax(dim=-1)
-            entropy = -(log_probs.exp() * log_probs).nan_to_num().sum(dim=-1)
-            self.uncertainty.append(entropy.mean().item())
-        self._last = perf_counter()
-        return tensors if self.callback is None else self.callback(pipe, index, t, tensors)
 
 
 def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Learning from use: adapters, and which of them a request asks for."""
