@@ -1,5 +1,6 @@
 """The named adapters of one model: loaded once, applied for a while, picked by hand or by the prompt."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -94,7 +95,9 @@ def inject(model: PreTrainedModel, folder: Path, name: str) -> None:
     """
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
-    inject_adapter_in_model(config, model, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
+        inject_adapter_in_model(config, model, adapter_name=name)
     weights = {key.removeprefix("base_model.model."): value for key, value in load_file(folder / WEIGHTS_NAME).items()}
     found = set_peft_model_state_dict(model, weights, adapter_name=name)
     missing = [key for key in found.missing_keys if f".{name}." in key]
