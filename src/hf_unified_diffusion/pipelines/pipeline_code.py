@@ -41,6 +41,7 @@ class UnifiedDiffusionCodePipeline(UnifiedDiffusionTextPipeline):
 
         Usage: `pipe("def fibonacci(n):", max_new_tokens=64).texts[0]`
         """
-        if stop_at_dedent and suffix is None and kwargs.get("canvas") is None:
+        given = (suffix, *(kwargs.get(name) for name in ("canvas", "constraint", "json_schema", "tools", "regex")))
+        if stop_at_dedent and all(value is None for value in given):
             end_rules = (*end_rules, end_of_function)
         return super().__call__(prompt, suffix, end_rules=end_rules, **kwargs)
