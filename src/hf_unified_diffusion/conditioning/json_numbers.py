@@ -3,7 +3,7 @@
 import math
 from fractions import Fraction
 
-from .byte_automaton import EMPTY, Chars, Choice, Expression, Literal, Repeat, Sequence
+from .expressions import EMPTY, Chars, Choice, Expression, Literal, Repeat, Sequence
 
 DIGITS = 15  # of a number without a bound: as many as a double keeps
 DECIMALS = 6

@@ -1,7 +1,5 @@
 """JSON Schema as a tree of the JSON texts that it allows, written as `json.dumps` writes them."""
 
-import json
-import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -9,10 +7,10 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
-from .byte_automaton import EMPTY, Both, Chars, Choice, Expression, Listing, Literal, Repeat, Sequence
+from .expressions import EMPTY, Choice, Expression, Listing, Literal, Repeat, Sequence
 from .json_numbers import INTEGER, NUMBER, number_between
+from .json_strings import STRING, bounds, json_text, string_expression
 from .schema_merging import ANNOTATIONS, UnsatisfiableError, check_disjoint, merged
-from .text_patterns import ANYTHING, Ranges, full_match, intersection, search_match
 
 COMMA = ", "
 FREE_DEPTH = 2  # how deep a value nests that the schema says nothing of
@@ -26,39 +24,6 @@ KEYWORDS = {
 }
 COMMON = ("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions")
 SUPPORTED = {*COMMON, *ANNOTATIONS, *(keyword for keywords in KEYWORDS.values() for keyword in keywords)}
-
-PLAIN: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x10FFFF))  # characters that a JSON string holds as they are
-ESCAPES = {8: "\\b", 9: "\\t", 10: "\\n", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\\\\"}
-
-DAY = "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)|02-(?:0[1-9]|1\\d|2[0-8]))"
-TIME = "(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d{1,6})?(?:Z|[+-](?:0\\d|1[0-4]):[0-5]\\d)"
-YEAR = "(?:19|20)\\d\\d"
-BYTE = "(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)"
-FORMATS = {
-    "date": f"{YEAR}-{DAY}",
-    "time": TIME,
-    "date-time": f"{YEAR}-{DAY}T{TIME}",
-    "email": "[a-z0-9_-]+(?:\\.[a-z0-9_-]+)*@[a-z0-9]+(?:[.-][a-z0-9]+)*\\.[a-z]{2,6}",
-    "ipv4": f"{BYTE}(?:\\.{BYTE}){{3}}",
-    "uri": "https?://[a-z0-9]+(?:[.-][a-z0-9]+)*(?:/[A-Za-z0-9_.~-]*)*(?:\\?[A-Za-z0-9_.~=&-]*)?",
-    "uuid": "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-}
-
-
-def json_characters(ranges: Ranges) -> Expression:
-    """One character inside a JSON string, as itself or by its short escape; other control characters are left out."""
-    options: list[Expression] = [Chars(intersection(ranges, PLAIN))]
-    options += [Literal(text) for point, text in ESCAPES.items() if any(low <= point <= high for low, high in ranges)]
-    return Choice(tuple(options))
-
-
-def quoted(text: Expression) -> Expression:
-    """A JSON string."""
-    return Sequence((Literal('"'), text, Literal('"')))
-
-
-CHARACTER = json_characters(ANYTHING)
-STRING = quoted(Repeat(CHARACTER, 0, None))
 
 
 def schema_expression(schema: Mapping[str, Any] | bool, max_depth: int, max_recursion: int) -> Expression:
@@ -265,25 +230,6 @@ def free_value(depth: int) -> Expression:
     return Choice((*scalars, items, entries))
 
 
-def string_expression(schema: Mapping[str, Any], path: str) -> Expression:
-    """A JSON string between two lengths, in characters, that contains a pattern, or of a known format."""
-    least, most = bounds(schema, "minLength", "maxLength", path)
-    parts = []
-    if "format" in schema:
-        name = schema["format"]
-        if name not in FORMATS:
-            raise ValueError(f"format must be one of {sorted(FORMATS)}, got {name!r} at {path}")
-        parts.append(full_match(FORMATS[name], json_characters))
-    if "pattern" in schema:
-        parts.append(search_match(schema["pattern"], json_characters))
-    if (least, most) != (0, None) or not parts:
-        parts.append(Repeat(CHARACTER, least, most))
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = Both(whole, part)
-    return quoted(whole)
-
-
 def number_expression(schema: Mapping[str, Any], path: str, whole: bool) -> Expression:
     """A number between bounds."""
     low = strictest(schema, "minimum", "exclusiveMinimum", max)
@@ -307,14 +253,6 @@ def strictest(schema: Mapping[str, Any], inclusive: str, exclusive: str, choose:
     return value, any(excluded for bound, excluded in given if bound == value)
 
 
-def bounds(schema: Mapping[str, Any], least: str, most: str, path: str) -> tuple[int, int | None]:
-    """The two bounds of a count."""
-    low, high = int(schema.get(least, 0)), schema.get(most)
-    if high is not None and low > high:
-        raise UnsatisfiableError(f"{least} must be at most {most}, got {low} and {high} at {path}")
-    return low, None if high is None else int(high)
-
-
 def check_count(schema: Mapping[str, Any], required: int, possible: int, path: str) -> None:
     """Counting properties is not supported beyond what the other keywords promise anyway."""
     low, high = bounds(schema, "minProperties", "maxProperties", path)
@@ -326,11 +264,3 @@ def check_count(schema: Mapping[str, Any], required: int, possible: int, path: s
     elif low > required or (high is not None and high < possible):
         word = "minProperties" if low > required else "maxProperties"
         raise ValueError(f"{word} must say no more than properties and required do, got {schema[word]} at {path}")
-
-
-def json_text(value: Any) -> str:
-    """A value as JSON, characters beyond ASCII as they are."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"a text must be free of lone surrogates, got {value!r}")
-    return text

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from .byte_automaton import Expression, byte_automaton
+from .byte_automaton import byte_automaton
+from .expressions import Expression
 from .json_schema import schema_expression
 from .text_patterns import full_match
 from .token_automaton import TokenAutomaton, TokenVocabulary, token_automaton

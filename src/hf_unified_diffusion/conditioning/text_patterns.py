@@ -7,7 +7,7 @@ from re import _constants as code  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
-from .byte_automaton import EMPTY, LARGEST_CHARACTER, Chars, Choice, Expression, Repeat, Sequence
+from .expressions import EMPTY, LARGEST_CHARACTER, Chars, Choice, Expression, Repeat, Sequence
 
 Ranges = tuple[tuple[int, int], ...]
 ANYTHING: Ranges = ((0, LARGEST_CHARACTER),)
