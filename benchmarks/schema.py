@@ -2,7 +2,7 @@
 
     python benchmarks/schema.py
 
-Generation i takes schema i of a hundred (`schemas.py`), and 1, 4 or 16 steps in turn. Beside it, the same prompts, seeds
+Generation i takes schema i of a hundred (`schemas.py`), and 1, 4 or 16 steps in turn. Beside it the same prompts, seeds
 and lengths without the constraint, and again with up to `--retries` new seeds until one validates (an own loop). Times
 are of texts of equal length and steps, end tokens switched off for both.
 """

@@ -60,7 +60,7 @@ def problem(pattern, vocabulary, tokens, seed, may_end=True, best=False, scale=2
 tokens_with_holes = st.lists(st.sampled_from([-1, -1, -1, 0, 1, 4, END]), min_size=LENGTH, max_size=LENGTH)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     pattern=st.sampled_from(PATTERNS),
     vocabulary=st.sampled_from(list(VOCABULARIES.values())),
