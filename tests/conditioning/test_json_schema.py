@@ -19,14 +19,14 @@ def automaton_of(schema):
     return byte_automaton(schema_expression(schema, 16, 2), 20_000)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SCHEMAS, st.integers(0, 99))
 def test_every_accepted_text_validates(schema, seed):
     text = random_text(automaton_of(schema), seed)
     assert Draft202012Validator(schema).is_valid(json.loads(text)), (shown(schema), text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     low=st.decimals(-300, 300, places=2),
     size=st.decimals(0, 300, places=2),

@@ -78,8 +78,8 @@ class AcceptedStrings:
             here = np.bincount(moves.target, mass, len(automaton.accepting))
             if moves.label[0] >= 0:
                 used[self.line_of[position]] = np.bincount(moves.label, mass, len(automaton.members))
-        with np.errstate(divide="ignore"):
-            ratio = np.log(used) - self.scores.labels
+        ratio = np.full_like(used, -np.inf)
+        ratio[used > 0] = np.log(used[used > 0]) - self.scores.labels[used > 0]
         ratio -= ratio.max(axis=1, keepdims=True)
         with np.errstate(divide="ignore", under="ignore"):
             of_class = np.log(np.exp(ratio) @ automaton.members).astype(self.logits.dtype)
