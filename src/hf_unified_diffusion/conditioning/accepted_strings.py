@@ -117,7 +117,9 @@ class AcceptedStrings:
         for position, token in enumerate(tokens.tolist()):
             found = self._moves_from(here, token, self.line_of[position])
             forward.append(found)
-            here = np.unique(found[1])
+            is_next = np.zeros(len(finals), dtype=bool)
+            is_next[found[1]] = True
+            here = np.flatnonzero(is_next)
         moves: list[Moves] = []
         alive = finals
         for source, target, label in reversed(forward):

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from ..codecs.text_codec import TextCodec
 from ..conditioning.accepted_strings import AcceptedStrings
@@ -23,8 +25,16 @@ def vocabulary_of(
     codec: TextCodec, vocab_size: int, end_token_ids: Sequence[int], pad_token_id: int
 ) -> TokenVocabulary:
     """What an automaton must know of a pipeline's tokens."""
-    pieces = codec.token_bytes()
-    return TokenVocabulary(tuple(pieces) + (None,) * (vocab_size - len(pieces)), tuple(end_token_ids), pad_token_id)
+    return _vocabulary(codec.tokenizer, len(codec.tokenizer), vocab_size, tuple(end_token_ids), pad_token_id)
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(
+    tokenizer: PreTrainedTokenizerFast, num_tokens: int, vocab_size: int, ends: tuple[int, ...], pad: int
+) -> TokenVocabulary:
+    """A tokenizer that has got tokens since is another one: `num_tokens` tells."""
+    pieces = TextCodec(tokenizer).token_bytes()
+    return TokenVocabulary(tuple(pieces) + (None,) * (vocab_size - num_tokens), ends, pad)
 
 
 @dataclass
