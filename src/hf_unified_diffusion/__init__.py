@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .registration import register
 
 if TYPE_CHECKING:
+    from .conditioning.schema_constraint import SchemaConstraint as SchemaConstraint
     from .contracts import Condition as Condition
     from .contracts import Result as Result
     from .contracts import Segment as Segment
@@ -42,6 +43,7 @@ _MODULES = {
     "QueueFullError": "request_queue",
     "RequestTimeoutError": "request_queue",
     "Result": "contracts",
+    "SchemaConstraint": "conditioning.schema_constraint",
     "Segment": "contracts",
     "UnifiedDiffusionCodePipeline": "pipelines.pipeline_code",
     "UnifiedDiffusionConfig": "modeling.configuration_unified_diffusion",

@@ -61,6 +61,28 @@ class TextCodec:
         tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         return torch.tensor([token.startswith(spelled) for token in tokens])
 
+    def token_bytes(self) -> list[bytes | None]:
+        """The bytes that each token stands for, None for special tokens.
+
+        Raises:
+            ValueError: for a tokenizer whose tokens are no strings of bytes.
+
+        Usage: `codec.token_bytes()[codec.encode(["a"])[0][0]]  # b"a"`
+        """
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
+        byte_of = {ord(letter): ord(letter) for letter in letters if ord(letter) < 256}
+        others = (byte for byte in range(256) if byte not in byte_of)
+        byte_of |= {ord(letter): byte for letter, byte in zip(letters[len(byte_of) :], others, strict=True)}
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        try:
+            return [
+                None if index in special else bytes(byte_of[ord(letter)] for letter in token)
+                for index, token in enumerate(tokens)
+            ]
+        except KeyError as error:
+            raise ValueError(f"the tokenizer must be byte-level, got a token with {chr(error.args[0])!r}") from error
+
 
 # writes bytes as the letters that byte-level tokens are spelled in
 BYTE_LETTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

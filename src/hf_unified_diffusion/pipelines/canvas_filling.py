@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from ..contracts import Denoiser
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+from .constrained_rows import ConstrainedRows
 from .diffusion_core import diffuse
 
 # (step index, t, canvas, logits) -> the canvas to go on with, and whether to
@@ -25,6 +26,7 @@ class CanvasFiller:
         end_token_ids: tokens that end a row; none for canvases of fixed length.
         pad_token_id: what follows an end.
         on_step: called after each step.
+        constrained: the rows as a constraint sees them, None without one.
         num_steps: steps so far.
         draft_logits: float (B, n, vocab), what the last step drew tokens from.
     """
@@ -34,6 +36,7 @@ class CanvasFiller:
     end_token_ids: Sequence[int]
     pad_token_id: int
     on_step: OnStep
+    constrained: ConstrainedRows | None = None
     num_steps: int = 0
     draft_logits: Tensor | None = field(default=None, init=False)
 
@@ -51,9 +54,11 @@ class CanvasFiller:
 
         def step(clean: Tensor, t: Tensor, x_t: Tensor) -> Tensor:
             nonlocal confidence
-            output = scheduler.step(
-                clean, t, x_t, canvas_mask=open_tokens, confidence=confidence, generator=self.generators
-            )
+            proposal = None
+            if self.constrained is not None:
+                clean, proposal = self.constrained.condition(clean, x_t, self.generators)
+            options = {"confidence": confidence, "generator": self.generators, "proposal": proposal}
+            output = scheduler.step(clean, t, x_t, canvas_mask=open_tokens, **options)
             confidence, self.draft_logits = output.confidence, output.pred_logits
             return output.prev_sample
 

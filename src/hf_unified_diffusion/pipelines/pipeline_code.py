@@ -44,7 +44,8 @@ class UnifiedDiffusionCodePipeline(UnifiedDiffusionTextPipeline):
 
         Usage: `pipe("def fibonacci(n):", max_new_tokens=64).texts[0]`
         """
-        if suffix is None and kwargs.get("canvas") is None:
+        given = (suffix, *(kwargs.get(name) for name in ("canvas", "constraint", "json_schema", "tools", "regex")))
+        if all(value is None for value in given):
             if stop_at_dedent:
                 end_rules = (*end_rules, end_of_function)
             if only_whole_statements:

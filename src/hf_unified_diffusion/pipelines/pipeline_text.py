@@ -1,6 +1,6 @@
 """Text by masked diffusion: from nothing, from a prompt, between a prompt and a suffix, or into a canvas with holes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.guidance import guided, without_tokens
+from ..conditioning.schema_constraint import SchemaConstraint
 from ..contracts import Denoiser
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .canvas_filling import CanvasFiller
 from .checkpoints import EMBEDDED_CHECKPOINT, is_model_folder, load_parts
+from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
 from .step_hooks import Callback, step_hook, tensor_names
@@ -28,6 +30,7 @@ from .text_inputs import (
     check_canvas,
     check_room,
     gather_rows,
+    given_constraint,
     row_generators,
     stop_strings,
 )
@@ -47,6 +50,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         pipe = UnifiedDiffusionTextPipeline.from_pretrained()  # the embedded checkpoint
         pipe("The capital of France", max_new_tokens=32, num_inference_steps=8, seed=0).texts[0]
         pipe("The capital of", suffix=" is Paris.", max_new_tokens=4, num_inference_steps=4).texts[0]
+        pipe("Rate it: ", json_schema={"type": "integer", "minimum": 1, "maximum": 5}).completions[0]
     """
 
     modality = "text"
@@ -110,6 +114,10 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         entropy_bound: float | None = None,
         canvas: Int[Tensor, "batch length"] | None = None,
         check_drafts: bool = False,
+        constraint: SchemaConstraint | None = None,
+        json_schema: Mapping[str, Any] | bool | str | None = None,
+        tools: Sequence[Mapping[str, Any] | Callable] | None = None,
+        regex: str | None = None,
         stop: str | list[str] | None = None,
         end_rules: Sequence[EndRule] = (),
         at_bound: EndRule | None = None,
@@ -143,6 +151,9 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             check_drafts: let the causal path check every drafted block and keep what it would have written itself: text
                 distributed as the autoregressive model's, at that temperature. Each draft takes the passes of one
                 block, and there are as many drafts as it needs.
+            constraint: what each text must be, always: see `SchemaConstraint`. Whitespace at the end of a prompt then
+                stays as it is. A canvas must be such a text as a whole; with a suffix, all between is one.
+            json_schema, tools, regex: for `SchemaConstraint.from_json_schema`, `.from_tools`, `.from_regex`, instead.
             stop: strings that end the text; they are left out.
             end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked
                 after each block.
@@ -182,20 +193,25 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             raise ValueError("stop, end_rules, at_bound must be left out with a suffix or canvas: its length is fixed")
         if negative_prompt is not None and guidance_scale == 1:
             raise ValueError("guidance_scale must not be 1 with a negative_prompt, got 1: it would do nothing")
+        constraint = given_constraint(constraint, json_schema, tools, regex)
+        if (end_rules or at_bound) and constraint is not None:
+            raise ValueError("stop, end_rules, at_bound must be left out with a constraint: it says where a text ends")
         codec = TextCodec(self.tokenizer)
-        rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences)
+        heal = constraint is None
+        rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal)
         check_room(rows, options.largest_context, config.max_position_embeddings)
         if streamer is not None and len(rows) > 1:
             raise ValueError(f"a streamer takes one row, got {len(rows)}")
         generators = row_generators(seed, generator, len(rows), device)
         changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         scheduler = self._scheduler_with(**changes, ordering=ordering, entropy_bound=entropy_bound)
+        constrained = self._constrained(constraint, codec, scheduler, rows, options)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
         with evaluating(self.transformer), self.progress_bar(total=num_inference_steps) as progress:
             on_step = step_hook(self, callback_on_step_end, names, streamer, progress)
             ends = [] if options.fixed_length else self._end_token_ids()
-            filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step)
+            filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, constrained)
             writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
@@ -208,6 +224,25 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         output = self._output(rows, writer, options.output_type, passes, acceptance_rate)
         return output if return_dict else output.to_tuple()
+
+    def _constrained(
+        self,
+        constraint: SchemaConstraint | None,
+        codec: TextCodec,
+        scheduler: MaskedDiffusionScheduler,
+        rows: TextRows,
+        options: TextOptions,
+    ) -> ConstrainedRows | None:
+        """The rows at the start of their constraint; ValueError where no text of it fits."""
+        if constraint is None:
+            return None
+        config = self.transformer.config
+        vocabulary = vocabulary_of(codec, config.vocab_size, self._end_token_ids(), self._pad_token_id())
+        length = options.max_new_tokens
+        constrained = constrain(constraint, vocabulary, scheduler, len(rows), length, options.fixed_length)
+        if rows.canvas is not None:
+            constrained.check_canvas(rows.canvas)
+        return constrained
 
     def _write(
         self, rows: TextRows, options: TextOptions, filler: CanvasFiller, writer: RowWriter, device: torch.device

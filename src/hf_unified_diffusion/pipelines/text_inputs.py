@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from ..codecs.text_codec import TextCodec
 from ..conditioning.guidance import check_guidance_scale
+from ..conditioning.schema_constraint import SchemaConstraint
 from ..processes.randomness import spawn_generators
 
 OUTPUT_TYPES = ("text", "seq")
@@ -119,6 +120,21 @@ def as_texts(name: str, value: object) -> list[str]:
     return list(texts)
 
 
+def given_constraint(
+    constraint: SchemaConstraint | None, json_schema: object, tools: object, regex: object
+) -> SchemaConstraint | None:
+    """The constraint of a call, from the one argument of four that may be given; ValueError for more."""
+    values = {"constraint": constraint, "json_schema": json_schema, "tools": tools, "regex": regex}
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"at most one of {list(values)} must be given, got {given}")
+    if not given or constraint is not None:
+        if not isinstance(constraint, SchemaConstraint | None):
+            raise ValueError(f"constraint must be a SchemaConstraint, got {type(constraint).__name__}")
+        return constraint
+    return getattr(SchemaConstraint, f"from_{given[0]}")(values[given[0]])
+
+
 def stop_strings(value: object) -> list[str]:
     """Strings that end a text; an empty one would end every text at once."""
     texts = as_texts("stop", value)
@@ -146,8 +162,12 @@ def gather_rows(
     negative_prompt: str | list[str] | None,
     canvas: Tensor | None,
     repeats: int,
+    heal: bool = True,
 ) -> TextRows:
-    """Tokenize what was given, each row `repeats` times; ValueError for wrong types and counts."""
+    """Tokenize what was given, each row `repeats` times; ValueError for wrong types and counts.
+
+    `heal` says whether whitespace at the end of a prompt is written again (`TextCodec.heal`).
+    """
     prompts = None if prompt is None else as_texts("prompt", prompt)
     if prompts is not None and "" in prompts:
         raise ValueError("prompt must not be empty (leave it out to start from nothing), got ''")
@@ -166,7 +186,7 @@ def gather_rows(
     prompts, suffixes, negatives = (
         [t for t in texts for _ in range(repeats)] for texts in (prompts, suffixes, negatives)
     )
-    healed = [codec.heal(text) if canvas is None else (text, "") for text in prompts]
+    healed = [codec.heal(text) if heal and canvas is None else (text, "") for text in prompts]
     encoded = [codec.encode(texts) for texts in ([text for text, _ in healed], suffixes, negatives)]
     return TextRows(prompts, suffixes, encoded[0], encoded[1], encoded[2], [opening for _, opening in healed], canvas)
 

@@ -83,6 +83,8 @@ def write_blocks(
         writer.extend(rows, canvas, count, ended)
         if bool((canvas == mask_token_id).any()):  # interrupted
             return
+        if filler.constrained is not None:
+            filler.constrained.advance([tokens[:n] for tokens, n in zip(canvas.tolist(), count.tolist(), strict=True)])
         rows, index = still_open(writer, filler, contexts, rows, device)
         if not rows:
             return
@@ -102,6 +104,8 @@ def still_open(
     index = torch.tensor(places, dtype=torch.int64, device=device)
     if 0 < len(places) < len(rows):
         filler.generators = [filler.generators[place] for place in places]
+        if filler.constrained is not None:
+            filler.constrained.keep(places)
         for context in contexts:
             context.keep_rows(index)
     return [rows[place] for place in places], index
@@ -139,6 +143,9 @@ class CheckedWriting:
             beyond = torch.arange(written.shape[1], device=self.device) > verdict.accepted[:, None]
             ended, count = self.filler.ends(written.masked_fill(beyond, mask_token_id))
             self.writer.extend(rows, written, count, ended)
+            if self.filler.constrained is not None:
+                kept = zip(written.tolist(), count.tolist(), self.filler.constrained.room, strict=True)
+                self.filler.constrained.advance([tokens[: min(n, room)] for tokens, n, room in kept])
             rows, index = still_open(self.writer, self.filler, [self.context], rows, self.device)
             self.context.remember(verdict.next_token[index, None])
         return num_accepted / max(1, num_drafted)
@@ -162,8 +169,12 @@ class CheckedWriting:
         if opening is not None:
             first = first.masked_fill(~opening, -torch.inf)
         target = torch.cat([first[:, None], context.read(draft, None if bool(real.all()) else real)], dim=1)
+        if self.filler.constrained is not None:
+            target = target.masked_fill(~self.filler.constrained.allowed_next(draft, real), -torch.inf)
         sampling = Sampling(config.temperature, config.top_k, config.top_p)
-        draft_logits = self.filler.draft_logits if self.num_steps == 1 else None
+        # Tokens drawn together have no probabilities of their own, as those of several passes have none.
+        is_independent = self.num_steps == 1 and self.filler.constrained is None
+        draft_logits = self.filler.draft_logits if is_independent else None
         verdict = check_draft(draft, real, target, draft_logits, sampling, self.filler.generators)
         forget_last(context.cache, real.sum(dim=1) - verdict.accepted)
         return verdict

@@ -78,3 +78,10 @@ def check_like_sample(tensor: Tensor | None, sample: Tensor, name: str, floating
     if not right or tensor.shape != sample.shape:
         wanted = f"{'float' if floating else 'bool'} {tuple(sample.shape)}"
         raise ValueError(f"{name} must be {wanted}, got {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def check_proposal(proposal: Tensor | None, sample: Tensor) -> None:
+    """Raise ValueError unless an optional proposal has the sample's shape and dtype."""
+    if proposal is not None and (proposal.shape != sample.shape or proposal.dtype != sample.dtype):
+        wanted = f"{sample.dtype} {tuple(sample.shape)}"
+        raise ValueError(f"proposal must be {wanted}, got {proposal.dtype} {tuple(proposal.shape)}")

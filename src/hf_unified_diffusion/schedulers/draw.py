@@ -37,11 +37,13 @@ def draw_masks(
     ordering: str,
     settings: tuple[float, int, float],
     generator: Generators | None,
+    proposal: Int[Tensor, "batch length"] | None = None,
 ) -> Draw:
     """Draw a token for each mask; ordering and confidence look at the model's distribution before it is shaped.
 
     Args:
         settings: temperature, top_k, top_p.
+        proposal: tokens to take instead of drawing them.
 
     Raises:
         ValueError: if a mask has NaN or inf among its logits, or none that is finite.
@@ -55,7 +57,9 @@ def draw_masks(
         raise ValueError("model_output must have a finite logit and neither NaN nor inf at every mask, got one without")
     per_row = masked.sum(1).tolist()
     temperature, top_k, top_p = settings
-    if temperature == 0:
+    if proposal is not None:
+        tokens = proposal[masked].long()
+    elif temperature == 0:
         tokens = logits.argmax(-1)
     elif settings == (1.0, 0, 1.0):
         tokens = draw_tokens(probs, per_row, generator)

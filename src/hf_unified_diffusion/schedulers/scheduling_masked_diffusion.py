@@ -158,6 +158,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         canvas_mask: Bool[Tensor, "batch length"] | None = None,
         confidence: Float[Tensor, "batch length"] | None = None,
         generator: Generators | None = None,
+        proposal: Int[Tensor, "batch length"] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -172,6 +173,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             canvas_mask: True where tokens are generated; others are never touched, masks or not. Default: everywhere.
             confidence: `confidence` of the previous step; remasking then prefers what was least sure.
             generator: one, or one per row; None draws from torch's global one.
+            proposal: a clean canvas like the sample whose tokens were drawn together; masks become its tokens, and
+                confidence and order are still those of model_output.
             temperature, top_k, top_p: for this step instead of the config's.
             return_dict: False gives the fields of the output as a tuple.
 
@@ -185,12 +188,12 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             config.top_k if top_k is None else top_k,
             config.top_p if top_p is None else top_p,
         )
-        self._check_step(model_output, sample, canvas_mask, confidence, generator)
+        self._check_step(model_output, sample, canvas_mask, confidence, proposal, generator)
         checks.check_sampling(*settings)
         level, next_level = self._levels_at(timestep)
         canvas = torch.ones_like(sample, dtype=torch.bool) if canvas_mask is None else canvas_mask
         masked = (sample == config.mask_token_id) & canvas
-        draw = draw_masks(model_output, masked, config.mask_token_id, config.ordering, settings, generator)
+        draw = draw_masks(model_output, masked, config.mask_token_id, config.ordering, settings, generator, proposal)
 
         kept = torch.ones(sample.shape, device=sample.device) if confidence is None else confidence.float()
         sureness = _with_rows(kept, masked, draw.confidence)
@@ -249,8 +252,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             hidden &= canvas_mask
         return original_samples.masked_fill(hidden, self.config.mask_token_id)
 
-    def _check_step(self, model_output, sample, canvas_mask, confidence, generator) -> None:
+    def _check_step(self, model_output, sample, canvas_mask, confidence, proposal, generator) -> None:
         checks.check_sample(sample)
+        checks.check_proposal(proposal, sample)
         checks.check_logits(model_output, sample, self.config.mask_token_id)
         checks.check_like_sample(canvas_mask, sample, "canvas_mask", floating=False)
         checks.check_like_sample(confidence, sample, "confidence", floating=True)
