@@ -143,7 +143,7 @@ BAD = {
     "unsupported": ({"json_schema": {"not": {}}}, "'not' at #"),
     "no constraint": ({"constraint": "a"}, "constraint must be a SchemaConstraint, got str"),
     "explosion": ({"regex": "(a|b)*a(a|b){18}"}, "at most 20000 states"),
-    "stop": ({"regex": "a+", "stop": "b"}, "stop and end_rules must be left out with a constraint"),
+    "stop": ({"regex": "a+", "stop": "b"}, "stop, end_rules, at_bound must be left out with a constraint"),
     "pattern": ({"regex": 3}, "a pattern must be a string, got int"),
 }  # fmt: skip
 
