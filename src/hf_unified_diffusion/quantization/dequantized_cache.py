@@ -135,6 +135,6 @@ def dequantized_cache_info() -> DequantizedCacheInfo:
     """How many layers were dequantized so far, and what the cache of their dense weights holds.
 
     Embeddings count where they serve as unembedding; looking up tokens dequantizes their rows alone.
-    Usage: `start = dequantized_cache_info().dequantizations; layer(x); dequantized_cache_info().dequantizations - start`
+    Usage: `print(dequantized_cache_info().dequantizations)`
     """
     return CACHE.info()

@@ -26,7 +26,7 @@ _PLAIN, _RLE = 0, 3  # RLE: of the levels, which are empty
 _TEXT_COLUMNS = ("name", "role", "dtype", "shape")
 # ColumnChunk: file_path, offset index, column index, encryption; ColumnMetaData: key-values, index page, dictionary
 # page, bloom filter. A reader that follows them could see other values than the manifest's.
-_FORBIDDEN_IN_CHUNK, _FORBIDDEN_IN_METADATA = (1, 4, 5, 6, 7, 8, 9), (8, 10, 11, 14, 15)
+_FORBIDDEN_IN_CHUNK, _FORBIDDEN_IN_METADATA = frozenset({1, 4, 5, 6, 7, 8, 9}), frozenset({8, 10, 11, 14, 15})
 # DataPageHeaderV2: one value, no nulls, one row, PLAIN, no levels, not compressed; 8: statistics
 _ONE_PLAIN_VALUE = {1: 1, 2: 0, 3: 1, 4: 0, 5: 0, 6: 0, 7: False}
 Chunk = dict[int, Any]
@@ -94,16 +94,15 @@ def _plain_chunk(chunk: Any, index: int) -> Chunk:
     metadata: Any = chunk.get(3) if type(chunk) is dict else None
     require(type(metadata) is dict, "a column chunk needs its metadata")
     name, physical_type = COLUMNS[index]
-    elsewhere = any(key in chunk for key in _FORBIDDEN_IN_CHUNK) or any(
-        key in metadata for key in _FORBIDDEN_IN_METADATA
-    )
+    elsewhere = not _FORBIDDEN_IN_CHUNK.isdisjoint(chunk) or not _FORBIDDEN_IN_METADATA.isdisjoint(metadata)
     plain = metadata.get(4) == _UNCOMPRESSED and metadata.get(5) == 1 and set(metadata.get(2)) <= {_PLAIN, _RLE}
-    counted = metadata.get(13, [{2: _PLAIN, 3: 1}])
-    plain = plain and len(counted) == 1 and counted[0].get(1, _DATA_PAGE) in (_DATA_PAGE, _DATA_PAGE_V2)
-    plain = plain and (counted[0].get(2), counted[0].get(3)) == (_PLAIN, 1)
     named = metadata.get(1) == physical_type and metadata.get(3) == [name.encode()]
     sized = type(metadata.get(7)) is int and metadata.get(6) == metadata.get(7) and type(metadata.get(9)) is int
     require(plain and named and sized and not elsewhere, f"chunk {name} must be one plain uncompressed value")
+    for counted in metadata.get(13, []):  # pages by kind and encoding; pyarrow names those of V2 as of V1
+        kind, encoding, count = (counted.get(key) for key in (1, 2, 3))
+        one_page = kind in (_DATA_PAGE, _DATA_PAGE_V2) and encoding == _PLAIN and count == len(metadata[13]) == 1
+        require(one_page, f"chunk {name} must have one plain page")
     return metadata
 
 
