@@ -119,17 +119,10 @@ def write_parquet_weights(
         write_file(path, tensors, metadata, roles, max_part_bytes)
         _remove(path.parent, {index_path.name} | _files_of(index_path))
         return path
-    grouped = [{name: tensors[name] for name in names} for names in shards]
-    digests = _write_shards(path, grouped, metadata, roles, max_part_bytes)
-    weight_map = {name: file for names, file in zip(shards, digests, strict=True) for name in names}
     replaced = _files_of(index_path)
-    try:
-        write_index(index_path, WeightIndex(weight_map, digests), sum(tensor.nbytes for tensor in tensors.values()))
-    except BaseException:
-        _remove(path.parent, set(digests) - replaced)
-        raise
-    fsync_folder(path.parent)
-    _remove(path.parent, {path.name} | replaced - set(digests))
+    grouped = [{name: tensors[name] for name in names} for names in shards]
+    kept = _write_sharded(path, index_path, grouped, metadata, roles, max_part_bytes)
+    _remove(path.parent, {path.name} | replaced - kept)
     return index_path
 
 
@@ -146,28 +139,35 @@ def _split(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[list[str
     return shards
 
 
-def _write_shards(
+def _write_sharded(
     path: Path,
+    index_path: Path,
     shards: Sequence[Mapping[str, Tensor]],
     metadata: Mapping[str, Any],
     roles: Mapping[str, str],
     max_part_bytes: int,
-) -> dict[str, str]:
-    """Write the files of an index under names of their own; returns name -> SHA-256 of its manifest."""
+) -> set[str]:
+    """Write files under names of their own, then the index, which makes them the weights; returns their names."""
     token, count = secrets.token_hex(4), len(shards)
     partial = [path.with_name(f"{path.name}.tmp-{os.getpid()}-{token}-{number}") for number in range(count)]
+    digests: dict[str, str] = {}
     try:
-        written = [
-            write_file(file, tensors, metadata, roles, max_part_bytes)
-            for file, tensors in zip(partial, shards, strict=True)
-        ]
-        names = [shard_name(path.name, number, count, digest) for number, digest in enumerate(written, start=1)]
-        for file, name in zip(partial, names, strict=True):
+        for number, (file, tensors) in enumerate(zip(partial, shards, strict=True), start=1):
+            digest = write_file(file, tensors, metadata, roles, max_part_bytes)
+            digests[shard_name(path.name, number, count, digest)] = digest
+        for file, name in zip(partial, digests, strict=True):
             os.replace(file, path.with_name(name))
+        weight_map = {tensor: name for tensors, name in zip(shards, digests, strict=True) for tensor in tensors}
+        total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+        fsync_folder(path.parent)  # the files' names must be on disk before an index that holds them
+        write_index(index_path, WeightIndex(weight_map, digests), total_bytes)
+    except BaseException:
+        _remove(path.parent, digests.keys() - _files_of(index_path))  # old or new, the index's files stay
+        raise
     finally:
-        for file in partial:
-            file.unlink(missing_ok=True)
-    return dict(zip(names, written, strict=True))
+        _remove(path.parent, (file.name for file in partial))
+    fsync_folder(path.parent)
+    return set(digests)
 
 
 def _files_of(index_path: Path) -> set[str]:
