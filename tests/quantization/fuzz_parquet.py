@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from hf_unified_diffusion.quantization import FormatError, read_parquet_weights
@@ -86,11 +87,18 @@ def sealed_footer(data: bytes, generator: Random) -> bytes:
 def sealed_columns(data: bytes, generator: Random) -> bytes:
     """Page headers and columns changed in place, the seal right."""
     out = bytearray(data)
-    rows = thrift.decode(hostile.split(data)[1])[0][4][1][1]
-    chunk = generator.choice(generator.choice(rows)[1][1][1])[3][1]
+    start, nbytes = generator.choice(chunks(data))
     for _ in range(generator.choice([1, 1, 2, 4])):
-        out[chunk[9][1] + generator.randrange(min(chunk[7][1], 60))] = generator.randrange(256)
+        out[start + generator.randrange(min(nbytes, 60))] = generator.randrange(256)
     return hostile.sealed(bytes(out))
+
+
+@cache
+def chunks(data: bytes) -> list[tuple[int, int]]:
+    """(first byte, number of bytes) of every column chunk."""
+    rows = thrift.decode(hostile.split(data)[1])[0][4][1][1]
+    columns = [chunk[3][1] for row in rows for chunk in row[1][1][1]]
+    return [(column[9][1], column[7][1]) for column in columns]
 
 
 # mutation, level, whether whatever is read must be what was written
