@@ -1,6 +1,7 @@
 # setup  a virtual environment with the package and its tools (quick the second time)
 # demo   text, an infill and a function written from a docstring, by the embedded checkpoint
 # test   the test suite                  check  format, lint, types, import layers
+# fuzz   broken weight files by the hundred thousand (minutes)
 # data   fetch and build the corpus      train  train the score network on it      bench  every number of the README
 #
 # PYTHON is the interpreter to start from; one that has torch lends it, else TORCH is installed first.
@@ -9,14 +10,15 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 TRAIN_ARGS ?=
-BENCHMARKS ?= perplexity generation infilling speed invariance
+BENCHMARKS ?= perplexity generation infilling speed invariance loading
+FUZZ_ARGS ?= --mutations 200000 --processes 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # glibc gives freed tensors back to the system and faults them in again: another allocator trains up to twice as fast on a CPU.
 ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libtcmalloc\.so|libjemalloc\.so/ {print $$NF; exit}')
 
-.PHONY: setup demo test check format data train bench
+.PHONY: setup demo test fuzz check format data train bench
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
@@ -31,6 +33,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.quantization.fuzz_parquet $(FUZZ_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

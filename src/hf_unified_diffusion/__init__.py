@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .engine import ArrowEngine as ArrowEngine
     from .modeling.attention_rule import ContextCache as ContextCache
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
+    from .modeling.diffusers_weights import load_diffusers_model as load_diffusers_model
+    from .modeling.diffusers_weights import save_diffusers_model as save_diffusers_model
     from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel as UnifiedDiffusionModel
     from .modeling.pretrained import UnifiedDiffusionOutput as UnifiedDiffusionOutput
     from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline as UnifiedDiffusionCodePipeline
@@ -51,7 +53,9 @@ _MODULES = {
     "UnifiedDiffusionOutput": "modeling.pretrained",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
+    "load_diffusers_model": "modeling.diffusers_weights",
     "read_parquet_weights": "quantization",
+    "save_diffusers_model": "modeling.diffusers_weights",
     "write_parquet_weights": "quantization",
 }
 __all__ = sorted(_MODULES)

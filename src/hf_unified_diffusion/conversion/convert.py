@@ -15,7 +15,7 @@ from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig, QuantizedWeight, bits_per_weight, quantize_model
 from ..quantization.configuration_arrowquant import WEIGHTS_FORMATS
 
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.parquet")
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.parquet", "*.parquet.index.json")
 CONVERTED_BITS = (4, 8, 32)  # 2 bits lose too much without training against the rounding
 
 

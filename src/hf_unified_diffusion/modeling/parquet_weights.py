@@ -1,4 +1,4 @@
-"""Checkpoint folders whose weights are one Parquet file: loading maps it into memory, saving replaces it whole."""
+"""Checkpoint folders whose weights are Parquet files: loading maps them into memory, saving replaces them whole."""
 
 import json
 import os
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import cached_file, find_adapter_config_file
-from transformers.utils.hub import resolve_revision
+from transformers.utils.hub import convert_file_size_to_int, resolve_revision
 
 from ..quantization import QuantizedWeight, bits_per_weight, read_parquet_weights, write_parquet_weights
 from ..quantization.configuration_arrowquant import WEIGHTS_FORMATS
+from ..quantization.parquet_index import INDEX_SUFFIX, read_index
 from ..quantization.parquet_reader import Verify
 
 if TYPE_CHECKING:
@@ -21,14 +22,16 @@ else:
     _Base = object
 
 PARQUET_NAME = "model.arrowquant.parquet"
+PARQUET_INDEX_NAME = PARQUET_NAME + INDEX_SUFFIX
 SAFETENSORS_NAME = "model.safetensors"
+MAX_SHARD_SIZE = "1GIB"  # of Parquet weights; larger ones go to several files
 HUB_KEYS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 # loading options that share a name with a field of a config
 _NOT_CONFIG_FIELDS = {"dtype", "torch_dtype", "quantization_config", "attn_implementation"}
 
 
 class ParquetWeightsMixin(_Base):
-    """`from_pretrained` and `save_pretrained` that know `model.arrowquant.parquet`; put it before PreTrainedModel.
+    """`from_pretrained` and `save_pretrained` that know Parquet weights; put it before PreTrainedModel.
 
     Usage: `class Model(ParquetWeightsMixin, PreTrainedModel): ...`
     """
@@ -44,7 +47,7 @@ class ParquetWeightsMixin(_Base):
         verify_weights: Verify = "touch",
         **kwargs: Any,
     ) -> Any:
-        """As transformers' own, and where the folder or repository holds a Parquet file, from that, without a copy.
+        """As transformers' own, and where the folder or repository holds Parquet weights, from those, without a copy.
 
         `verify_weights`: "header" maps without reading, "touch" checks every tensor's CRC-32, "full" every byte.
         Raises FormatError (a ValueError) for a broken file, and what transformers raises.
@@ -53,11 +56,11 @@ class ParquetWeightsMixin(_Base):
         if name is None or "state_dict" in kwargs:
             return super().from_pretrained(name, *model_args, config=config, **kwargs)
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-        file = find_file(name, PARQUET_NAME, hub)
+        file = find_weights(name, hub)
         if file is not None:
             return cls._from_parquet(file, name, model_args, config, verify_weights, hub, kwargs)
         base = _base_of_adapter(name, hub) if config is None else None
-        if base is not None and find_file(base, PARQUET_NAME, {}) is not None:
+        if base is not None and find_weights(base, {}) is not None:
             loaded = cls.from_pretrained(base, *model_args, verify_weights=verify_weights, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.load_adapter(os.fspath(name))
@@ -92,13 +95,16 @@ class ParquetWeightsMixin(_Base):
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
         weights_format: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save as transformers does, the weights as safetensors or as one Parquet file, never both.
+        """Save as transformers does, the weights as safetensors or as Parquet, never both.
 
         Args:
+            max_shard_size: bytes of a weight file, or words as "5GB"; above it there are several and an index.
+                Default: 1 GiB of Parquet, transformers' own bound of safetensors.
             weights_format: "safetensors" or "parquet"; default: the quantization config's, safetensors without one.
             metadata: JSON object for the Parquet manifest (licence, hash of the base model, ...).
         """
@@ -110,20 +116,28 @@ class ParquetWeightsMixin(_Base):
             quantization.weights_format = chosen
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-            self.save_pretrained(save_directory, is_main_process, state_dict, metadata=metadata, weights_format=chosen)
+            options: dict[str, Any] = {"max_shard_size": max_shard_size, "metadata": metadata, "weights_format": chosen}
+            self.save_pretrained(save_directory, is_main_process, state_dict, **options)
             self.push_to_hub(repo_id, **kwargs)
             return
         adapters_only = getattr(self, "_hf_peft_config_loaded", False)
         parquet = chosen == "parquet" and not adapters_only
         if parquet and is_main_process:
-            self._write_parquet(Path(save_directory), state_dict, metadata or {})
+            bound = convert_file_size_to_int(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
+            self._write_parquet(Path(save_directory), state_dict, metadata or {}, bound)
         tensors = {} if parquet else state_dict
+        if max_shard_size is not None:
+            kwargs["max_shard_size"] = max_shard_size
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=tensors, **kwargs)
         if is_main_process and not adapters_only:
-            _remove_other_format(Path(save_directory), parquet)
+            remove_weights(Path(save_directory), SAFETENSORS_NAME if parquet else PARQUET_NAME)
 
     def _write_parquet(
-        self, folder: Path, state_dict: Mapping[str, Tensor] | None, metadata: Mapping[str, Any]
+        self,
+        folder: Path,
+        state_dict: Mapping[str, Tensor] | None,
+        metadata: Mapping[str, Any],
+        max_shard_bytes: int,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         given = self.state_dict() if state_dict is None else state_dict
@@ -139,7 +153,8 @@ class ParquetWeightsMixin(_Base):
             "bits_per_weight": round(bits_per_weight(self), 4),
             "quantization": None if quantization is None else quantization.to_dict(),
         }
-        write_parquet_weights(folder / PARQUET_NAME, tensors, {**facts, **metadata}, roles=roles)
+        path, about = folder / PARQUET_NAME, {**facts, **metadata}
+        write_parquet_weights(path, tensors, about, roles=roles, max_shard_bytes=max_shard_bytes)
 
 
 def find_file(name: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> str | None:
@@ -156,6 +171,18 @@ def find_file(name: str | os.PathLike[str], filename: str, hub: Mapping[str, Any
     )
 
 
+def find_weights(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> str | None:
+    """The Parquet file of a folder or repository, or the index of several, which are fetched too; None without."""
+    file = find_file(name, PARQUET_NAME, hub)
+    if file is not None:
+        return file
+    index = find_file(name, PARQUET_INDEX_NAME, hub)
+    for shard in () if index is None else read_index(index).digests:
+        if find_file(name, shard, hub) is None:
+            raise OSError(f"{name} must hold {shard}, which its {PARQUET_INDEX_NAME} names")
+    return index
+
+
 def _base_of_adapter(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> str | None:
     """The base model of an adapter folder; None for anything else."""
     file = find_adapter_config_file(os.fspath(name), **{**hub, "revision": resolve_revision(name)})
@@ -164,8 +191,9 @@ def _base_of_adapter(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> st
     return json.loads(Path(file).read_text())["base_model_name_or_path"]
 
 
-def _remove_other_format(folder: Path, parquet: bool) -> None:
-    stale = [SAFETENSORS_NAME, "model.safetensors.index.json"] if parquet else [PARQUET_NAME]
-    shards = list(folder.glob("model-*-of-*.safetensors")) if parquet else []
-    for path in (*(folder / name for name in stale), *shards):
-        path.unlink(missing_ok=True)
+def remove_weights(folder: Path, name: str) -> None:
+    """Remove weights saved as `name` (model.safetensors, say), in one file or in several with an index."""
+    stem, _, suffix = name.partition(".")
+    for pattern in (name, f"{name}.index.json", f"{stem}-*-of-*.{suffix}"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)

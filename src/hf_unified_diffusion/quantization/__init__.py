@@ -4,24 +4,27 @@ from functools import cache
 from importlib.util import find_spec
 
 from .configuration_arrowquant import QUANT_METHOD, ArrowQuantConfig
-from .dequantized_cache import set_dequantized_cache_bytes
+from .dequantized_cache import DequantizedCacheInfo, dequantized_cache_info, set_dequantized_cache_bytes
 from .integer import dequantize, nearest_levels, quantize
 from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights
+from .parquet_files import ShardedParquetWeights, read_parquet_weights, write_parquet_weights
 from .parquet_layout import FormatError
-from .parquet_reader import ParquetWeights, read_parquet_weights
-from .parquet_writer import write_parquet_weights
+from .parquet_reader import ParquetWeights
 from .quantizer_arrowquant import ArrowQuantHfQuantizer, quantize_model
 
 __all__ = [
     "ArrowQuantConfig",
     "ArrowQuantHfQuantizer",
+    "DequantizedCacheInfo",
     "FormatError",
     "ParquetWeights",
     "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedWeight",
+    "ShardedParquetWeights",
     "bits_per_weight",
     "dequantize",
+    "dequantized_cache_info",
     "nearest_levels",
     "num_weights",
     "quantize",

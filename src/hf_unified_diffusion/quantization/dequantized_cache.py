@@ -14,6 +14,24 @@ DEFAULT_BYTES = 512 << 20
 _STALE_ROUNDS = 4
 
 
+@dataclass(frozen=True)
+class DequantizedCacheInfo:
+    """What the cache has done since the process started, and what it holds; see `dequantized_cache_info`.
+
+    Attributes:
+        dequantizations: how often a layer's whole matrix was dequantized.
+        hits: how often it was found in the cache instead.
+        layers: matrices held now.
+        used_bytes, limit_bytes: of these, and the bound.
+    """
+
+    dequantizations: int
+    hits: int
+    layers: int
+    used_bytes: int
+    limit_bytes: int
+
+
 @dataclass
 class _Entry:
     dense: Tensor
@@ -32,7 +50,7 @@ class DequantizedCache:
     def __init__(self, limit_bytes: int):
         self._entries: WeakKeyDictionary[nn.Module, _Entry] = WeakKeyDictionary()
         self._lock = threading.Lock()
-        self._lookups = 0
+        self._lookups = self._dequantizations = 0
         self.limit_bytes = limit_bytes
 
     def get(
@@ -51,10 +69,17 @@ class DequantizedCache:
             dense = make()
             sources = tuple(source.detach() for source in sources)
         with self._lock:
+            self._dequantizations += 1
             self._entries.pop(owner, None)
             if self._make_room(dense.nbytes):
                 self._entries[owner] = _Entry(dense, stamp, sources, self._lookups)
         return dense
+
+    def info(self) -> DequantizedCacheInfo:
+        """Counts and sizes at one moment."""
+        with self._lock:
+            made, layers = self._dequantizations, len(self._entries)
+            return DequantizedCacheInfo(made, self._lookups - made, layers, self.used_bytes(), self.limit_bytes)
 
     def used_bytes(self) -> int:
         """Bytes of dense weights held now."""
@@ -104,3 +129,12 @@ def set_dequantized_cache_bytes(limit_bytes: int) -> int:
     if limit_bytes < 0:
         raise ValueError(f"limit_bytes must be at least 0, got {limit_bytes}")
     return CACHE.resize(limit_bytes)
+
+
+def dequantized_cache_info() -> DequantizedCacheInfo:
+    """How many layers were dequantized so far, and what the cache of their dense weights holds.
+
+    Embeddings count where they serve as unembedding; looking up tokens dequantizes their rows alone.
+    Usage: `print(dequantized_cache_info().dequantizations)`
+    """
+    return CACHE.info()

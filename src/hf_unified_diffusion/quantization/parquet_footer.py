@@ -1,4 +1,8 @@
-"""Untrusted Parquet footer -> checked list of parts. Every number is bounded before anything uses it."""
+"""Untrusted footer -> checked manifest. Every number is bounded before anything uses it (docs/parquet_format.md).
+
+Reading tensors needs the manifest alone. It is found by its key, so that opening a file costs no walk through the
+thrift structs; the seal vouches for those, and `verify="full"` compares them with the manifest (parquet_columns).
+"""
 
 import hashlib
 import json
@@ -8,14 +12,12 @@ from typing import Any
 
 from .parquet_layout import (
     ALIGN,
-    COLUMNS,
     DTYPES,
     MANIFEST_HASH_KEY,
     MANIFEST_KEY,
     MAX_DIMS,
     MAX_ELEMENTS,
     MAX_NAME_CHARACTERS,
-    MAX_PAGE_HEADER_BYTES,
     MAX_ROW_GROUPS,
     MAX_VALUE_BYTES,
     ROLES,
@@ -26,88 +28,87 @@ from .parquet_layout import (
     Part,
     require,
 )
-from .thrift import ThriftDecoder
+from .thrift import read_varint
 
-_BYTE_ARRAY, _UNCOMPRESSED, _REQUIRED, _DICTIONARY_PAGE = 6, 0, 0, 11
+_BINARY_FIELD = b"\x18"  # thrift compact: the next field, a binary; no JSON text and no tensor name holds this byte
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What the footer says, checked: parts in file order, metadata, seal, and the raw row groups for `full`."""
+    """What the manifest says, checked: parts in file order, the writer's metadata, and the keys as they stand."""
 
+    start: int
     parts: tuple[Part, ...]
     metadata: dict[str, Any]
-    seal: bytes
-    row_groups: list[dict[int, Any]]
+    keys: dict[str, bytes]
+
+    @property
+    def seal(self) -> bytes:
+        """64 hexadecimal digits."""
+        return self.keys[SEAL_KEY]
+
+    @property
+    def manifest_sha256(self) -> str:
+        """What identifies the content: the manifest holds the CRC-32 of every part."""
+        return self.keys[MANIFEST_HASH_KEY].decode()
 
 
-def parse_footer(data: bytes, data_end: int) -> Footer:
-    """Decode and check the thrift footer of a file whose row groups end before byte `data_end`.
+def parse_footer(data: bytes, start: int) -> Footer:
+    """Find and check the manifest in the footer of a file whose row groups end before byte `start`.
 
-    Raises FormatError for anything that is not exactly the layout of docs/parquet_format.md.
+    Raises FormatError for anything that is not exactly the manifest of docs/parquet_format.md.
     """
-    decoder = ThriftDecoder(data, budget=200 + 400 * MAX_ROW_GROUPS)
-    fields = decoder.struct()
-    require(decoder.position == len(data), "the footer must end where its length says")
-    require(8 not in fields and 9 not in fields, "the file must not be encrypted")
-    _check_schema(fields.get(2))
-    keys = _key_values(fields.get(5))
-    manifest = _manifest(keys)
+    keys = {key: _value_of(data, key) for key in (MANIFEST_KEY, MANIFEST_HASH_KEY, SEAL_KEY)}
+    digest = hashlib.sha256(keys[MANIFEST_KEY]).hexdigest().encode()
+    require(digest == keys[MANIFEST_HASH_KEY], "the manifest must match its sha256")
+    require(len(keys[SEAL_KEY]) == 64, "the footer needs a seal of 64 hexadecimal digits")
+    manifest = _manifest(keys[MANIFEST_KEY])
     entries: list[Any] = manifest["tensors"]
-    row_groups: Any = fields.get(4)
-    require(type(row_groups) is list and len(row_groups) == len(entries), "one row group per manifest entry is needed")
     require(len(entries) <= MAX_ROW_GROUPS, f"at most {MAX_ROW_GROUPS} row groups are allowed, got {len(entries)}")
-    require(fields.get(3) == len(entries), "the row count must equal the manifest's entries")
-    parts = tuple(_part(entry, group, data_end) for entry, group in zip(entries, row_groups, strict=True))
+    parts = tuple(_part(entry, start) for entry in entries)
     _check_order(parts)
     _check_tensors(parts)
-    seal = keys.get(SEAL_KEY.encode(), b"")
-    require(len(seal) == 64, "the footer needs a seal of 64 hexadecimal digits")
-    return Footer(parts, manifest["metadata"], seal, row_groups)
+    return Footer(start, parts, manifest["metadata"], keys)
 
 
-def _check_schema(elements: Any) -> None:
-    require(type(elements) is list and len(elements) == 1 + len(COLUMNS), f"the schema needs {len(COLUMNS)} columns")
-    require(all(type(element) is dict for element in elements), "schema elements must be structs")
-    require(elements[0].get(5) == len(COLUMNS), "the schema must be flat")
-    for element, (name, physical_type) in zip(elements[1:], COLUMNS, strict=True):
-        agrees = element.get(4) == name.encode() and element.get(1) == physical_type and element.get(3) == _REQUIRED
-        require(agrees and 5 not in element, f"column {name} must be required, of physical type {physical_type}")
-
-
-def _key_values(pairs: Any) -> dict[bytes, bytes]:
-    require(type(pairs) is list, "the footer needs key-value metadata")
-    keys: dict[bytes, bytes] = {}
-    for pair in pairs:
-        require(type(pair) is dict, "key-value metadata must be structs")
-        key, value = pair.get(1), pair.get(2)
-        require(type(key) is bytes and type(value) is bytes and key not in keys, "footer keys must be unique strings")
-        keys[key] = value
-    return keys
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    require(len(dict(pairs)) == len(pairs), "manifest keys must be unique")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> None:
-    raise FormatError(f"manifest numbers must be finite, got {name}")
-
-
-def _manifest(keys: dict[bytes, bytes]) -> dict[str, Any]:
-    text = keys.get(MANIFEST_KEY.encode())
-    if text is None:
-        raise FormatError(f"the footer needs the key {MANIFEST_KEY!r}: this is not an ArrowQuant weight file")
-    digest = hashlib.sha256(text).hexdigest().encode()
-    require(digest == keys.get(MANIFEST_HASH_KEY.encode()), "the manifest must match its sha256")
+def _value_of(data: bytes, key: str) -> bytes:
+    """The value of one footer key: a thrift struct of two binaries."""
+    pair = _BINARY_FIELD + bytes([len(key)]) + key.encode() + _BINARY_FIELD
+    if data.count(pair) != 1:
+        raise FormatError(f"the footer needs the key {key!r} once: this is not an ArrowQuant weight file")
+    begin = data.index(pair) + len(pair)
     try:
-        manifest = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        length, begin = read_varint(data, begin)
+    except IndexError:
+        raise FormatError(f"the value of {key!r} must fit in the footer") from None
+    require(length <= len(data) - begin, f"the value of {key!r} must fit in the footer")
+    return data[begin : begin + length]
+
+
+def strict_json(text: bytes, what: str) -> dict[str, Any]:
+    """Decode a JSON object without duplicate keys, NaN or infinities; FormatError for anything else."""
+    try:
+        decoded = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"the manifest must be JSON: {error}") from None
-    require(type(manifest) is dict, "the manifest must be a JSON object")
+        raise FormatError(f"the {what} must be JSON: {error}") from None
+    require(type(decoded) is dict, f"the {what} must be a JSON object")
+    return decoded
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    require(len(fields) == len(pairs), "JSON keys must be unique")
+    return fields
+
+
+def _no_constant(name: str) -> None:
+    raise FormatError(f"JSON numbers must be finite, got {name}")
+
+
+def _manifest(text: bytes) -> dict[str, Any]:
+    manifest = strict_json(text, "manifest")
     version = manifest.get("version")
     require(type(version) is int and version == VERSION, f"the format version must be {VERSION}, got {version!r:.40}")
     require(manifest.get("align") == ALIGN, f"the alignment must be {ALIGN} bytes")
@@ -123,12 +124,14 @@ def _integer(entry: dict[str, Any], key: str, low: int, high: int) -> int:
     return value
 
 
-def _part(entry: Any, group: Any, data_end: int) -> Part:
+def _part(entry: Any, data_end: int) -> Part:
     require(type(entry) is dict, "manifest entries must be objects")
     name, role, dtype, shape = (entry.get(key) for key in ("name", "role", "dtype", "shape"))
     require(type(name) is str and 0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable(), "bad tensor name")
-    require(type(role) is str and role in ROLES, f"role must be one of {sorted(ROLES)}, got {role!r:.40}")
-    require(type(dtype) is str and dtype in DTYPES, f"dtype must be one of {sorted(DTYPES)}, got {dtype!r:.40}")
+    if type(role) is not str or role not in ROLES:
+        raise FormatError(f"role must be one of {sorted(ROLES)}, got {role!r:.40}")
+    if type(dtype) is not str or dtype not in DTYPES:
+        raise FormatError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r:.40}")
     require(role != "scale" or dtype in SCALE_DTYPES, f"scales must be one of {SCALE_DTYPES}, got {dtype!r:.40}")
     require(type(shape) is list and len(shape) <= MAX_DIMS, f"a shape has at most {MAX_DIMS} dimensions")
     require(all(type(size) is int and 0 <= size <= MAX_ELEMENTS for size in shape), f"bad shape of {name!r}")
@@ -138,40 +141,15 @@ def _part(entry: Any, group: Any, data_end: int) -> Part:
     nbytes = _integer(entry, "nbytes", 0, MAX_VALUE_BYTES)
     require(offset % ALIGN == 0, f"values must be aligned to {ALIGN} bytes, got offset {offset}")
     require(offset + nbytes <= data_end, f"{name!r} must end before the footer")
-    page_offset = _page_offset(group, offset, nbytes)
     part = _integer(entry, "part", 0, MAX_ROW_GROUPS)
     crc32 = _integer(entry, "crc32", 0, (1 << 32) - 1)
-    return Part(name, role, dtype, tuple(shape), part, offset, nbytes, crc32, page_offset)
-
-
-def column_chunk(group: Any, index: int) -> dict[int, Any]:
-    """The checked ColumnMetaData of one plain, uncompressed, one-value chunk."""
-    columns: Any = group.get(1) if type(group) is dict else None
-    require(type(columns) is list and len(columns) == len(COLUMNS), f"a row group needs {len(COLUMNS)} chunks")
-    chunk = columns[index]
-    metadata: Any = chunk.get(3) if type(chunk) is dict else None
-    require(type(metadata) is dict, "a column chunk needs its metadata")
-    name, physical_type = COLUMNS[index]
-    plain = metadata.get(4) == _UNCOMPRESSED and metadata.get(5) == 1 and _DICTIONARY_PAGE not in metadata
-    named = metadata.get(1) == physical_type and metadata.get(3) == [name.encode()]
-    sized = type(metadata.get(7)) is int and metadata.get(6) == metadata.get(7) and type(metadata.get(9)) is int
-    require(plain and named and sized and 1 not in chunk, f"chunk {name} must be one plain uncompressed value")
-    return metadata
-
-
-def _page_offset(group: Any, offset: int, nbytes: int) -> int:
-    chunk = column_chunk(group, 0)
-    require(group.get(3) == 1, "a row group holds one row")
-    start, total = chunk[9], chunk[7]
-    agrees = 4 <= start < offset and start + total == offset + nbytes and offset - start <= MAX_PAGE_HEADER_BYTES
-    require(agrees, "footer and manifest must agree on offsets")
-    return start
+    return Part(name, role, dtype, tuple(shape), part, offset, nbytes, crc32)
 
 
 def _check_order(parts: tuple[Part, ...]) -> None:
     end = 4
     for part in parts:
-        require(part.page_offset >= end, f"{part.name!r} overlaps its predecessor")
+        require(part.offset >= end + 4, f"{part.name!r} overlaps its predecessor")
         end = part.offset + part.nbytes
 
 

@@ -11,6 +11,7 @@ MAX_PART_BYTES = 1 << 30
 MAX_VALUE_BYTES = (1 << 31) - 64
 MAX_FOOTER_BYTES = 64 << 20
 MAX_ROW_GROUPS = 32767
+MAX_SHARDS = 9999
 MAX_NAME_CHARACTERS = 512
 MAX_DIMS = 8
 MAX_ELEMENTS = 1 << 48
@@ -30,6 +31,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float8_e4m3fn": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
+    "float8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "float8_e5m2fnuz": torch.float8_e5m2fnuz,
     "complex64": torch.complex64,
     "int64": torch.int64,
     "int32": torch.int32,
@@ -64,7 +67,6 @@ class Part:
     offset: int
     nbytes: int
     crc32: int
-    page_offset: int
 
 
 def require(condition: bool, rule: str) -> None:

@@ -1,43 +1,31 @@
 """Zero-copy reader of ArrowQuant Parquet files: mmap and plain Python, never pyarrow (docs/parquet_format.md)."""
 
+import contextlib
 import hashlib
-import json
 import mmap
 import os
 import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .integer import check_scales
-from .parquet_footer import Footer, column_chunk, parse_footer
-from .parquet_layout import (
-    COLUMNS,
-    DTYPES,
-    MAGIC,
-    MAX_COLUMN_HEADER_BYTES,
-    MAX_FOOTER_BYTES,
-    MAX_PAGE_HEADER_BYTES,
-    FormatError,
-    Part,
-    require,
-)
-from .thrift import ThriftDecoder
+from .parquet_columns import check_columns
+from .parquet_footer import Footer, parse_footer
+from .parquet_layout import DTYPES, MAGIC, MAX_FOOTER_BYTES, FormatError, Part, require
 
 Verify = Literal["header", "touch", "full"]
-_DATA_PAGE_V2 = 3
-# DataPageHeaderV2: one value, no nulls, one row, PLAIN, no levels, not compressed
-_ONE_PLAIN_VALUE = {1: 1, 2: 0, 3: 1, 4: 0, 5: 0, 6: 0, 7: False}
 
 
 class ParquetWeights(Mapping[str, Tensor]):
     """Names to tensors that live in the mapped file, in file order; see `read_parquet_weights`.
 
-    Attributes: `metadata` (what the writer was given), `roles` (name -> dense, packed, scale, ...), `path`.
+    Attributes: `metadata` (what the writer was given), `roles` (name -> dense, packed, scale, ...), `path`,
+    `manifest_sha256` (identifies the content).
     A tensor stored in several parts (above 1 GiB) is the one case that is copied, at each access.
     """
 
@@ -50,27 +38,26 @@ class ParquetWeights(Mapping[str, Tensor]):
         for part in footer.parts:
             self._parts.setdefault(part.name, []).append(part)
         self.roles = {name: parts[0].role for name, parts in self._parts.items()}
-        self._verified: set[str] = set()
+        self.manifest_sha256 = footer.manifest_sha256
+        # with "header" nothing of a tensor's own bytes is ever read
+        self._verified: set[str] = set(self._parts) if verify == "header" else set()
+        require(compute_seal(self._map, footer) == footer.seal, "the file must match its seal")
         if verify == "full":
-            _check_columns(self._map, footer)
-            require(compute_seal(self._map, footer) == footer.seal, "the file must match its seal")
+            check_columns(self._map, footer)
             for name in self:
                 self[name]
 
     def __getitem__(self, name: str) -> Tensor:
         parts = self._parts[name]
-        dtype = DTYPES[parts[0].dtype]
-        if name not in self._verified:
-            for part in parts:
-                check_page(self._map, part)
-                if self._verify != "header":
-                    _check_crc(self._map, part)
         chunks = [self._bytes(part) for part in parts]
         flat = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        if name not in self._verified and self._verify != "header":
-            _check_values(name, parts[0].role, flat.view(dtype))
-        self._verified.add(name)
-        return flat.view(dtype).view(parts[0].shape)
+        values = flat.view(DTYPES[parts[0].dtype])
+        if name not in self._verified:
+            for part in parts:
+                _check_crc(self._map, part)
+            _check_values(name, parts[0].role, values)
+            self._verified.add(name)
+        return values.view(parts[0].shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -84,30 +71,6 @@ class ParquetWeights(Mapping[str, Tensor]):
         return torch.frombuffer(self._map, dtype=torch.uint8, count=part.nbytes, offset=part.offset)
 
 
-def read_parquet_weights(path: str | os.PathLike[str], verify: Verify = "touch") -> ParquetWeights:
-    """Map a weight file into memory: names to tensors, without copying or reading their bytes.
-
-    Args:
-        path: the file. Tensors share its pages copy-on-write: writing to one never reaches the disk.
-        verify: "header" checks the footer and, at first access, the page header of a tensor; "touch" adds CRC-32 of
-            the tensor's bytes, finite positive scales and boolean values at first access; "full" checks every byte of
-            the file now, also that the columns other programs read agree with the manifest.
-
-    Raises:
-        FormatError: whatever is wrong with the file's content, here or (verify="touch") at first access of a tensor.
-        OSError: the file cannot be opened.
-
-    Usage: `weights = read_parquet_weights("model.arrowquant.parquet"); weights["norm.weight"]`
-    """
-    if verify not in get_args(Verify):
-        raise ValueError(f"verify must be one of {sorted(get_args(Verify))}, got {verify!r}")
-    try:
-        return ParquetWeights(path, verify)
-    except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, struct.error) as error:
-        # the decoder yields plain values of any type; comparing the wrong ones is a broken file, not a bug
-        raise FormatError(f"malformed weight file: {type(error).__name__}: {error}") from None
-
-
 def map_footer(path: str) -> tuple[mmap.mmap, Footer]:
     """Map a file and check its footer."""
     mapped = _map_file(path)
@@ -115,17 +78,24 @@ def map_footer(path: str) -> tuple[mmap.mmap, Footer]:
     return mapped, parse_footer(mapped[start:-8], start)
 
 
-def _map_file(path: str) -> mmap.mmap:
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str]) -> Iterator[tuple[int, int]]:
+    """Open a regular file (links are followed) for reading: (descriptor, bytes); FormatError for any other kind."""
     # O_NONBLOCK: opening a FIFO must not wait for a writer
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
         require(stat.S_ISREG(status.st_mode), "weights must be a regular file")
-        require(status.st_size >= 12, f"a Parquet file has at least 12 bytes, got {status.st_size}")
-        # private and writable: an in-place write copies its page; PROT_READ alone would crash the process
-        return mmap.mmap(descriptor, status.st_size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        yield descriptor, status.st_size
     finally:
         os.close(descriptor)
+
+
+def _map_file(path: str) -> mmap.mmap:
+    with open_regular(path) as (descriptor, size):
+        require(size >= 12, f"a Parquet file has at least 12 bytes, got {size}")
+        # private and writable: an in-place write copies its page; PROT_READ alone would crash the process
+        return mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _footer_start(mapped: mmap.mmap) -> int:
@@ -134,28 +104,6 @@ def _footer_start(mapped: mmap.mmap) -> int:
     allowed = min(MAX_FOOTER_BYTES, len(mapped) - 12)
     require(0 < length <= allowed, f"the footer must have 1..{allowed} bytes, got {length}")
     return len(mapped) - 8 - length
-
-
-def _page(mapped: mmap.mmap, start: int, end: int, max_header_bytes: int) -> tuple[int, int]:
-    """(start of the value bytes, CRC-32 the header states) of a data page that must fill start..end exactly."""
-    decoder = ThriftDecoder(mapped[start : min(end, start + max_header_bytes)], budget=64)
-    header = decoder.struct()
-    body = start + decoder.position
-    plain: Any = header.get(8)
-    require(type(plain) is dict and set(plain) <= set(_ONE_PLAIN_VALUE) | {8}, "a page must be a data page V2")
-    require(all(plain.get(key) == value for key, value in _ONE_PLAIN_VALUE.items()), "a page holds one plain value")
-    require(set(header) == {1, 2, 3, 4, 8} and header[1] == _DATA_PAGE_V2, "a page must be a data page V2 with CRC")
-    require(header[2] == header[3] == end - body, "a page must fill its chunk")
-    require(type(header[4]) is int, "a page needs its CRC")
-    return body, header[4] & 0xFFFFFFFF
-
-
-def check_page(mapped: mmap.mmap, part: Part) -> None:
-    """Check the page header and length prefix in front of a part's bytes."""
-    body, crc32 = _page(mapped, part.page_offset, part.offset + part.nbytes, MAX_PAGE_HEADER_BYTES)
-    (length,) = struct.unpack("<I", mapped[part.offset - 4 : part.offset])
-    require(body + 4 == part.offset and length == part.nbytes, f"the value of {part.name!r} must fill its page")
-    require(crc32 == part.crc32, f"page and manifest must agree on the CRC of {part.name!r}")
 
 
 def _check_crc(mapped: mmap.mmap, part: Part) -> None:
@@ -171,27 +119,6 @@ def _check_values(name: str, role: str, values: Tensor) -> None:
             raise FormatError(str(error)) from None
     if values.dtype == torch.bool:
         require(bool((values.view(torch.uint8) <= 1).all()), f"booleans of {name!r} must be stored as 0 or 1")
-
-
-def _check_columns(mapped: mmap.mmap, footer: Footer) -> None:
-    """The columns that other programs read must say what the manifest says."""
-    end = 4
-    for part, group in zip(footer.parts, footer.row_groups, strict=True):
-        require(part.page_offset >= end, f"{part.name!r} overlaps its predecessor's columns")
-        end = part.offset + part.nbytes
-        shape = json.dumps(list(part.shape))
-        values = (part.name, part.role, part.dtype, shape, struct.pack("<i", part.part), struct.pack("<q", part.nbytes))
-        for index, value in enumerate(values, start=1):
-            chunk = column_chunk(group, index)
-            start, end = chunk[9], chunk[9] + chunk[7]
-            require(part.offset + part.nbytes <= start < end <= len(mapped), "columns must follow their data")
-            body, crc32 = _page(mapped, start, end, MAX_COLUMN_HEADER_BYTES)
-            text = value.encode() if isinstance(value, str) else b""
-            expected = value if isinstance(value, bytes) else struct.pack("<I", len(text)) + text
-            require(
-                mapped[body:end] == expected, f"column {COLUMNS[index][0]} of {part.name!r} must equal the manifest"
-            )
-            require(zlib.crc32(expected) == crc32, f"column {COLUMNS[index][0]} of {part.name!r} must match its CRC")
 
 
 def compute_seal(mapped: mmap.mmap, footer: Footer) -> bytes:

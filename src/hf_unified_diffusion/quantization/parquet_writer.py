@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor
 
+from .parquet_columns import check_columns
 from .parquet_layout import (
     ALIGN,
     DTYPE_NAMES,
@@ -23,7 +24,6 @@ from .parquet_layout import (
     MAX_DIMS,
     MAX_FOOTER_BYTES,
     MAX_NAME_CHARACTERS,
-    MAX_PART_BYTES,
     MAX_ROW_GROUPS,
     MAX_VALUE_BYTES,
     ROLES,
@@ -32,41 +32,22 @@ from .parquet_layout import (
     VERSION,
     page_header_length,
 )
-from .parquet_reader import check_page, compute_seal, map_footer
+from .parquet_reader import compute_seal, map_footer
 from .thrift import ThriftDecoder
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetWriter
 
 
-def write_parquet_weights(
+def write_file(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any] | None = None,
-    *,
-    roles: Mapping[str, str] | None = None,
-    max_part_bytes: int = MAX_PART_BYTES,
-) -> None:
-    """Write tensors to a Parquet file that `read_parquet_weights` maps without a copy and any Parquet reader opens.
-
-    The file appears at `path` whole or not at all: it is written beside, fsynced, renamed, and the folder fsynced.
-    Equal input gives equal bytes. Aliased tensors are written once each: remove ties first.
-
-    Args:
-        path: the file to replace.
-        tensors: names (printable, at most 512 characters) to dense tensors on any device, written in this order.
-        metadata: JSON object kept in the manifest.
-        roles: name -> "dense" (default), "packed", "scale", "zero", "codebook" or "outlier".
-        max_part_bytes: larger tensors are stored as several row groups (1 GiB; Parquet cannot hold 2 GiB values).
-
-    Raises:
-        ValueError: a name, dtype, role or metadata the format cannot hold.
-        OSError: the disk failed; `path` is as it was.
-
-    Usage: `write_parquet_weights("model.arrowquant.parquet", model.state_dict(), {"licence": "apache-2.0"})`
-    """
-    path, roles = os.fspath(path), dict(roles or {})
-    metadata = _checked_metadata(metadata or {})
+    metadata: Mapping[str, Any],
+    roles: Mapping[str, str],
+    max_part_bytes: int,
+) -> str:
+    """Write one file, whole or not at all; returns the SHA-256 of its manifest. See `write_parquet_weights`."""
+    path = os.fspath(path)
     if not 0 < max_part_bytes <= MAX_VALUE_BYTES:
         raise ValueError(f"max_part_bytes must be in 1..{MAX_VALUE_BYTES}, got {max_part_bytes}")
     _check_names(list(tensors), roles)
@@ -76,17 +57,19 @@ def write_parquet_weights(
         with os.fdopen(os.open(temporary, flags, 0o666), "r+b") as file:
             _write(file, tensors, roles, metadata, max_part_bytes)
             file.flush()
-            _seal(file, temporary)
+            digest = _seal(file, temporary)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _fsync_folder(os.path.dirname(os.path.abspath(path)))
+    fsync_folder(os.path.dirname(os.path.abspath(path)))
+    return digest
 
 
-def _checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata as a dict; ValueError unless it is finite JSON."""
     try:
         json.dumps(dict(metadata), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -244,17 +227,18 @@ def _extra_header_bytes() -> int:
     return decoder.position - page_header_length(header[3], header[4] & 0xFFFFFFFF)
 
 
-def _seal(file: BinaryIO, temporary: str) -> None:
-    """Read the file back by our own reader, then put the seal over its placeholder."""
+def _seal(file: BinaryIO, temporary: str) -> str:
+    """Read the file back by our own reader, put the seal over its placeholder; returns the manifest's SHA-256."""
     mapped, footer = map_footer(temporary)
-    for part in footer.parts:
-        check_page(mapped, part)
+    check_columns(mapped, footer)
     file.seek(mapped.rfind(footer.seal))
     file.write(compute_seal(mapped, footer))
     file.flush()
+    return footer.manifest_sha256
 
 
-def _fsync_folder(folder: str) -> None:
+def fsync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,7 +11,6 @@ from .parquet_layout import FormatError
 MAX_DEPTH = 12
 MAX_FIELD_ID = 100
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
-_INTEGERS = (_I32, _I64, _I16)
 
 
 class ThriftDecoder:
@@ -27,47 +26,53 @@ class ThriftDecoder:
     def struct(self) -> dict[int, Any]:
         """Decode the struct at the cursor and move behind it; FormatError if it is anything else."""
         try:
-            return self._struct(0)
+            fields, self.position = self._struct(self.position, 0)
         except IndexError:
             raise FormatError("thrift data is truncated") from None
+        return fields
 
-    def _struct(self, depth: int) -> dict[int, Any]:
-        # the hot loop: a footer has a hundred fields per tensor, hence one-byte integers are read in place
+    def _struct(self, i: int, depth: int) -> tuple[dict[int, Any], int]:
+        # the hot loop: a footer has 170 values per tensor; positions are arguments and results, not attributes
         fields: dict[int, Any] = {}
         data, field_id = self.data, 0
-        while True:
-            header = data[self.position]
-            self.position += 1
-            if header == 0:
-                self._spend(len(fields))
-                return fields
-            kind, delta = header & 15, header >> 4
-            field_id = field_id + delta if delta else self._zigzag()
+        while header := data[i]:
+            i += 1
+            kind = header & 15
+            if header > 15:
+                field_id += header >> 4
+            else:
+                field_id, i = _zigzag(data, i)
             if field_id in fields or not 0 < field_id <= MAX_FIELD_ID:
                 raise FormatError(f"thrift field ids must be unique, in 1..{MAX_FIELD_ID}, got {field_id}")
-            if kind in _INTEGERS and (value := data[self.position]) < 128:
-                self.position += 1
+            if _I16 <= kind <= _I64:
+                value = data[i]
+                i += 1
+                if value > 127:
+                    value, i = read_varint(data, i - 1)
                 fields[field_id] = (value >> 1) ^ -(value & 1)
+            elif kind <= _FALSE:
+                fields[field_id] = kind == _TRUE
             else:
-                fields[field_id] = kind == _TRUE if kind <= _FALSE else self._value(kind, depth)
+                fields[field_id], i = self._value(kind, i, depth)
+        self._spend(len(fields))
+        return fields, i + 1
 
-    def _value(self, kind: int, depth: int) -> Any:
+    def _value(self, kind: int, i: int, depth: int) -> tuple[Any, int]:
         if depth > MAX_DEPTH:
             raise FormatError(f"thrift data must stay within a depth of {MAX_DEPTH}")
-        if kind in _INTEGERS:
-            return self._zigzag()
+        data = self.data
         if kind == _BINARY:
-            return self._binary(self._varint())
+            return _binary(data, *read_varint(data, i))
         if kind == _STRUCT:
-            return self._struct(depth + 1)
+            return self._struct(i, depth + 1)
         if kind in (_LIST, _SET):
-            return self._list(depth)
+            return self._list(i, depth)
         if kind == _BYTE:
-            self.position += 1
-            return self.data[self.position - 1]
+            return data[i], i + 1
         if kind == _DOUBLE:
-            self._binary(8)
-            return None
+            return None, _binary(data, 8, i)[1]
+        if _I16 <= kind <= _I64:
+            return _zigzag(data, i)
         raise FormatError(f"thrift type must be one of the compact protocol's, got {kind}")
 
     def _spend(self, values: int) -> None:
@@ -75,39 +80,42 @@ class ThriftDecoder:
         if self.budget < 0:
             raise FormatError("thrift data must stay within its budget of values")
 
-    def _list(self, depth: int) -> list[Any]:
-        header = self.data[self.position]
-        self.position += 1
+    def _list(self, i: int, depth: int) -> tuple[list[Any], int]:
+        header = self.data[i]
+        i += 1
         length, kind = header >> 4, header & 15
         if length == 15:
-            length = self._varint()
-        if length > len(self.data) - self.position:
+            length, i = read_varint(self.data, i)
+        if length > len(self.data) - i:
             raise FormatError(f"a thrift list must fit in the footer, got {length} elements")
         self._spend(length)
         if kind in (_TRUE, _FALSE):
-            return [self._value(_BYTE, depth) == _TRUE for _ in range(length)]
-        return [self._value(kind, depth + 1) for _ in range(length)]
+            return [byte == _TRUE for byte in self.data[i : i + length]], i + length
+        values = []
+        for _ in range(length):
+            value, i = self._value(kind, i, depth + 1)
+            values.append(value)
+        return values, i
 
-    def _binary(self, length: int) -> bytes:
-        start = self.position
-        if length > len(self.data) - start:
-            raise FormatError(f"a thrift binary must fit in the footer, got {length} bytes")
-        self.position = start + length
-        return self.data[start : self.position]
 
-    def _varint(self) -> int:
-        data = self.data
-        result = shift = 0
-        while True:
-            byte = data[self.position]
-            self.position += 1
-            result |= (byte & 127) << shift
-            if byte < 128:
-                return result
-            shift += 7
-            if shift > 63:
-                raise FormatError("a thrift varint must fit in 64 bits")
+def _binary(data: bytes, length: int, i: int) -> tuple[bytes, int]:
+    if length > len(data) - i:
+        raise FormatError(f"a thrift binary must fit in the footer, got {length} bytes")
+    return data[i : i + length], i + length
 
-    def _zigzag(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)
+
+def read_varint(data: bytes, i: int) -> tuple[int, int]:
+    """(value, position behind it) of an unsigned varint; IndexError where the data end, FormatError beyond 64 bits."""
+    result = shift = 0
+    while (byte := data[i]) > 127:
+        result |= (byte & 127) << shift
+        shift += 7
+        i += 1
+        if shift > 63:
+            raise FormatError("a thrift varint must fit in 64 bits")
+    return result | byte << shift, i + 1
+
+
+def _zigzag(data: bytes, i: int) -> tuple[int, int]:
+    value, i = read_varint(data, i)
+    return (value >> 1) ^ -(value & 1), i

@@ -1,0 +1,71 @@
+"""Models of diffusers (a VAE, a vocoder) in the weight files of this package, mapped without a copy."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import init_empty_weights
+from diffusers import ModelMixin
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from transformers.utils.hub import convert_file_size_to_int
+
+from ..quantization import read_parquet_weights, write_parquet_weights
+from ..quantization.parquet_reader import Verify
+from .parquet_weights import MAX_SHARD_SIZE, PARQUET_INDEX_NAME, PARQUET_NAME, find_weights, remove_weights
+
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def save_diffusers_model(
+    model: ModelMixin,
+    save_directory: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> None:
+    """Save any model of diffusers as `config.json` and Parquet weights, in place of its safetensors files.
+
+    Args:
+        metadata: JSON object for the Parquet manifest (licence, hash of the base model, ...).
+        max_shard_size: bytes of a weight file, or words as "5GB"; above it there are several and an index.
+
+    Raises ValueError for what `write_parquet_weights` refuses.
+    Usage: `save_diffusers_model(pipeline.vae, "checkpoint/vae")`
+    """
+    folder = Path(save_directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"format": "pt", "model_type": type(model).__name__, **(metadata or {})}
+    bound = convert_file_size_to_int(max_shard_size)
+    write_parquet_weights(folder / PARQUET_NAME, model.state_dict(), about, max_shard_bytes=bound)
+    model.save_config(folder)
+    remove_weights(folder, SAFETENSORS_WEIGHTS_NAME)
+
+
+def load_diffusers_model(
+    cls: type[Model], name_or_path: str | os.PathLike[str], verify_weights: Verify = "touch", **hub: Any
+) -> Model:
+    """Load a model that `save_diffusers_model` wrote; its parameters lie in the mapped file, in their saved dtypes.
+
+    Args:
+        cls: its class, AutoencoderKL for instance.
+        name_or_path: a folder or a repository; `hub` takes `subfolder`, `revision`, `token`, `cache_dir`, ...
+        verify_weights: "header", "touch" or "full", as of `read_parquet_weights`.
+
+    Raises:
+        FormatError: (a ValueError) the file is broken.
+        ValueError: the weights are not those of such a model.
+        OSError: there is no Parquet file.
+
+    Usage: `vae = load_diffusers_model(AutoencoderKL, "checkpoint", subfolder="vae")`
+    """
+    path = find_weights(name_or_path, hub)
+    if path is None:
+        raise OSError(f"{name_or_path} must hold {PARQUET_NAME} or {PARQUET_INDEX_NAME}")
+    with init_empty_weights():  # parameters alone: buffers that are not saved keep their values
+        model: Any = cls.from_config(cls.load_config(name_or_path, **hub))
+    try:
+        model.load_state_dict(dict(read_parquet_weights(path, verify_weights)), assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights must be those of {cls.__name__} in config.json: {error}") from None
+    model.register_to_config(_name_or_path=os.fspath(name_or_path))
+    return model.eval()
