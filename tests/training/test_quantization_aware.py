@@ -39,8 +39,11 @@ def test_given_codes_are_where_it_starts_and_what_it_ends_with(bits):
     model, inputs = two_layers(), torch.randn(100, 64, generator=torch.Generator().manual_seed(2))
     config = ArrowQuantConfig(bits=bits, group_size=32, int8_modules=[], modules_to_not_convert=[])
     codes = {"0": quantize_calibrated(model[0].weight, inputs.T @ inputs, bits, 32)}
+    dense, restored = model[0].weight.detach().clone(), dequantize(*codes["0"], bits)
     rounded_weights = RoundedWeights(model, config, refresh_every=1, codes=codes)
-    assert torch.equal(model[0].weight, dequantize(*codes["0"], bits))
+    start = model[0].weight.detach()
+    assert torch.all((start - dense).abs() <= (restored - dense).abs() + 1e-6)
+    assert not torch.equal(start, restored)
     for _ in range(2):
         with rounded_weights.in_place():
             assert torch.equal(model[0].weight, dequantize(*codes["0"], bits))

@@ -98,16 +98,9 @@ def _matches(name: str, pattern: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
-def longest_module_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The model's blocks, with the name of their list; ValueError where there is no list."""
+def _end_blocks(model: nn.Module) -> dict[str, str]:
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise ValueError(f"model must have its blocks in a ModuleList, got none in {type(model).__name__}")
-    return max(lists, key=lambda item: len(item[1]))
-
-
-def _end_blocks(model: nn.Module) -> dict[str, str]:
-    if not any(isinstance(module, nn.ModuleList) for module in model.modules()):
         return {}
-    name, blocks = longest_module_list(model)
+    name, blocks = max(lists, key=lambda item: len(item[1]))
     return {"first_block": f"{name}.0", "last_block": f"{name}.{len(blocks) - 1}"}

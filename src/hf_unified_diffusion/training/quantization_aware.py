@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..quantization import ArrowQuantConfig, dequantize, nearest_levels, quantize
 from ..quantization.integer import Codes, pack_levels
+
+WITHIN_CELL = 0.45  # steps from a level that surely round to it
 
 
 class RoundedWeights:
@@ -18,7 +21,7 @@ class RoundedWeights:
 
     Scales are those of `quantize` (least squared error), searched anew every `refresh_every` passes; between searches
     only the rounding is repeated. INT8 layers are left alone: their rounding is below the noise of a step. Layers that
-    `codes` names start from these (see `calibrated_codes`) and keep their scales throughout.
+    `codes` names start where they round to these (see `calibrated_codes`) and keep their scales throughout.
 
     Usage:
         rounded = RoundedWeights(model, ArrowQuantConfig(bits=4))
@@ -41,8 +44,7 @@ class RoundedWeights:
         self.layers = [modules[name] for name in self.names]
         self.given = {name: found for name, found in (codes or {}).items() if name in self.names}
         for name, found in self.given.items():
-            weight = modules[name].weight
-            weight.data = dequantize(*found, config.bits, weight.dtype)
+            modules[name].weight.data = within_cells(modules[name].weight.data, found, config.bits)
         self.bits, self.group_size, self.refresh_every = config.bits, config.group_size, refresh_every
         self.scales: list[Tensor] = []
         self.passes = 0
@@ -85,6 +87,17 @@ class RoundedWeights:
         finally:
             for layer, weight in zip(self.layers, dense, strict=True):
                 layer.weight.data = weight
+
+
+def within_cells(weight: Tensor, codes: Codes, bits: int) -> Tensor:
+    """The weights moved just as far as it takes to round to the codes.
+
+    Not to the levels themselves: where all weights lie in the middle of their cells no small step changes the loss,
+    and they drift without feedback until many flip at once.
+    """
+    restored = dequantize(*codes, bits)
+    reach = WITHIN_CELL * codes[1].float().repeat_interleave(weight.shape[1] // codes[1].shape[1], dim=1)
+    return (restored + torch.clamp(weight.float() - restored, -reach, reach)).to(weight.dtype)
 
 
 def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
