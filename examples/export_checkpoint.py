@@ -1,6 +1,7 @@
 """Quantize a trained folder to 4 bits and lay it out as a checkpoint; by default the one inside the package.
 
 python examples/export_checkpoint.py runs/edge/model
+python examples/export_checkpoint.py runs/edge/model --calibration_rows 48     # rounded to fit training rows
 python examples/export_checkpoint.py runs/edge/model --output_dir my-checkpoint --bits 8
 """
 
@@ -8,10 +9,14 @@ import argparse
 import json
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 from hf_unified_diffusion import ArrowQuantConfig
 from hf_unified_diffusion.conversion.export import export_checkpoint
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.quantization import bits_per_weight, num_weights
+from hf_unified_diffusion.training.calibration_rows import calibration_batches
+from hf_unified_diffusion.training.token_data import pack_shards
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", type=Path, help="a folder written by train_score_network.py")
@@ -20,6 +25,9 @@ parser.add_argument("--bits", type=int, default=4)
 parser.add_argument("--group_size", type=int, default=96)
 parser.add_argument("--int8_modules", nargs="*", default=["embeddings"], help="kept at 8 bits")
 parser.add_argument("--modalities", nargs="+", default=["text", "code"], help="what it was trained for")
+parser.add_argument("--calibration_rows", type=int, default=0, help="training rows that the rounding is fitted to")
+parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="their source, as `make data` writes it")
+parser.add_argument("--cache", type=Path, default=Path("runs/tokens"), help="of tokenized shards")
 parser.add_argument("--earlier_stages", type=Path, nargs="*", default=[], help="output_dirs of the stages before")
 parser.add_argument("--sources", nargs="*", default=[], help="of the corpus, that it was trained on; all by default")
 arguments = parser.parse_args()
@@ -29,15 +37,22 @@ quantization = ArrowQuantConfig(
 )
 stages = [*arguments.earlier_stages, arguments.model.parent]
 training = {stage.name: json.loads((stage / "state" / "progress.json").read_text()) for stage in stages}
+calibration = []
+if arguments.calibration_rows:
+    tokenizer, files = AutoTokenizer.from_pretrained(arguments.model), sorted(arguments.shards.glob("train/*.parquet"))
+    data = {modality: pack_shards(files, tokenizer, modality, arguments.cache) for modality in arguments.modalities}
+    calibration = calibration_batches(data, arguments.calibration_rows, tokenizer.mask_token_id)
 model = export_checkpoint(
     arguments.model,
     arguments.output_dir,
     quantization,
     arguments.modalities,
+    calibration,
     license="apache-2.0",
     base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
     training=training,
     training_sources=arguments.sources,
+    calibration_rows=arguments.calibration_rows,
 )
 size = sum(file.stat().st_size for file in arguments.output_dir.iterdir())
 print(f"{num_weights(model) / 1e6:.1f}M parameters, {bits_per_weight(model):.2f} bits per weight, {size / 1e6:.1f} MB")

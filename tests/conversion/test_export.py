@@ -27,6 +27,19 @@ def test_the_exported_folder_is_quantized_complete_and_loads_equal(tmp_path):
     assert UnifiedDiffusionTextPipeline.from_pretrained(tmp_path / "out")("a", max_new_tokens=4, seed=0).texts[0]
 
 
+def test_calibration_decides_the_codes_and_nothing_else(tmp_path):
+    source = save_tiny_checkpoint(tmp_path / "trained")
+    batches = [{"input_ids": torch.arange(32).view(2, 16)}]
+    config = ArrowQuantConfig(bits=4, group_size=32)
+    plain = export_checkpoint(source, tmp_path / "plain", config, ["text"]).state_dict()
+    made = export_checkpoint(source, tmp_path / "fitted", config, ["text"], batches).state_dict()
+    assert {name: value.shape for name, value in made.items()} == {name: value.shape for name, value in plain.items()}
+    changed = {name for name in plain if not torch.equal(plain[name], made[name])}
+    assert changed and all((".layers." in name or "heads." in name) and "weight" in name for name in changed)
+    loaded = AutoModel.from_pretrained(tmp_path / "fitted").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in made.items())
+
+
 def test_exporting_again_replaces_the_old_folder(tmp_path):
     source = save_tiny_checkpoint(tmp_path / "trained")
     (tmp_path / "out").mkdir()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_unified_diffusion import ArrowQuantConfig
-from hf_unified_diffusion.quantization import dequantize, quantize
+from hf_unified_diffusion.quantization import dequantize, quantize, quantize_calibrated
 from hf_unified_diffusion.training.quantization_aware import RoundedWeights, rounded
 
 CONFIG = ArrowQuantConfig(bits=4, group_size=32, int8_modules=[], modules_to_not_convert=[])
@@ -32,6 +32,25 @@ def test_the_pass_sees_rounded_weights_and_the_dense_ones_come_back():
     assert torch.equal(inside, dequantize(*quantize(dense[0], 4, 32), 4))
     assert all(torch.equal(p, d) for p, d in zip(model.parameters(), dense, strict=True))
     assert model[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_given_codes_are_where_it_starts_and_what_it_ends_with(bits):
+    model, inputs = two_layers(), torch.randn(100, 64, generator=torch.Generator().manual_seed(2))
+    config = ArrowQuantConfig(bits=bits, group_size=32, int8_modules=[], modules_to_not_convert=[])
+    codes = {"0": quantize_calibrated(model[0].weight, inputs.T @ inputs, bits, 32)}
+    dense, restored = model[0].weight.detach().clone(), dequantize(*codes["0"], bits)
+    rounded_weights = RoundedWeights(model, config, refresh_every=1, codes=codes)
+    start = model[0].weight.detach()
+    assert torch.all((start - dense).abs() <= (restored - dense).abs() + 1e-6)
+    assert not torch.equal(start, restored)
+    for _ in range(2):
+        with rounded_weights.in_place():
+            assert torch.equal(model[0].weight, dequantize(*codes["0"], bits))
+    found = rounded_weights.codes()
+    assert all(torch.equal(a, b) for a, b in zip(found["0"], codes["0"], strict=True))
+    plain = quantize(model[2].weight, bits, 32)
+    assert all(torch.equal(a, b) for a, b in zip(found["2"], plain, strict=True))
 
 
 def test_an_error_inside_leaves_the_dense_weights():

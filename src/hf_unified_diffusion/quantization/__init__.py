@@ -3,6 +3,8 @@
 from functools import cache
 from importlib.util import find_spec
 
+from .calibrated_rounding import quantize_calibrated
+from .calibration import calibrated_codes
 from .configuration_arrowquant import QUANT_METHOD, ArrowQuantConfig
 from .dequantized_cache import DequantizedCacheInfo, dequantized_cache_info, set_dequantized_cache_bytes
 from .integer import dequantize, nearest_levels, quantize
@@ -23,11 +25,13 @@ __all__ = [
     "QuantizedWeight",
     "ShardedParquetWeights",
     "bits_per_weight",
+    "calibrated_codes",
     "dequantize",
     "dequantized_cache_info",
     "nearest_levels",
     "num_weights",
     "quantize",
+    "quantize_calibrated",
     "quantize_model",
     "read_parquet_weights",
     "register",

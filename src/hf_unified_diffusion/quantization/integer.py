@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 BITS = (2, 4, 8)
+Codes = tuple[UInt8[Tensor, "rows bytes"], Float[Tensor, "rows groups"]]  # packed, scale
 SCALE_DTYPE = torch.bfloat16
 # lowest and highest level, and the share of the range that the scale search covers
 _LEVELS = {8: (-128.0, 127.0), 4: (-8.0, 7.0), 2: (-1.5, 1.5)}
@@ -55,7 +56,7 @@ def quantize(
             raise ValueError(f"weights must be finite in float32, got NaN or infinity in rows {start}..{start + step}")
         best = _search_scale(groups, bits)
         scale[chunk] = best.squeeze(-1)
-        packed[chunk] = _pack(nearest_levels(groups, best, bits).reshape(-1, columns), bits)
+        packed[chunk] = pack_levels(nearest_levels(groups, best, bits).reshape(-1, columns), bits)
     return packed, scale
 
 
@@ -69,8 +70,7 @@ def dequantize(
     """Weights of codes and scales, rounded once to `dtype`; `table` replaces the fixed levels of INT4 or INT2."""
     # level times bfloat16 scale is exact in float32; bfloat16 rounds the same product once
     compute = dtype if dtype == torch.bfloat16 else torch.float32
-    levels = packed.view(torch.int8).to(compute) if bits == 8 else _look_up(packed, bits, compute, table)
-    groups = levels.view(*scale.shape, -1)
+    groups = levels_of(packed, bits, compute, table).view(*scale.shape, -1)
     return groups.mul_(scale.to(compute).unsqueeze(-1)).view(packed.shape[0], -1).to(dtype)
 
 
@@ -109,7 +109,7 @@ def _search_scale(groups: Float[Tensor, "rows groups size"], bits: int) -> Float
     """Scale of least squared error: a grid below the largest weight, then one least-squares step."""
     lowest, count = _SEARCH[bits]
     widest = groups.abs().amax(-1, keepdim=True) / _LEVELS[bits][1]
-    best, best_error = _storable(widest), torch.full_like(widest, torch.inf)
+    best, best_error = storable_scale(widest), torch.full_like(widest, torch.inf)
 
     def keep_better(candidate: Tensor) -> Tensor:
         levels = nearest_levels(groups, candidate, bits)
@@ -120,20 +120,20 @@ def _search_scale(groups: Float[Tensor, "rows groups size"], bits: int) -> Float
         return levels
 
     for share in torch.linspace(1.0, lowest, count).tolist():
-        keep_better(_storable(widest * share))
+        keep_better(storable_scale(widest * share))
     levels = nearest_levels(groups, best, bits)
     power = levels.square().sum(-1, keepdim=True)
     fitted = (levels * groups).sum(-1, keepdim=True) / power.clamp_min_(1e-12)
-    keep_better(_storable(fitted))
+    keep_better(storable_scale(fitted))
     return best
 
 
-def _storable(scale: Tensor) -> Tensor:
+def storable_scale(scale: Tensor) -> Tensor:
     """The nearest scale that the file can hold, as float32."""
     return scale.clamp_min(_SMALLEST_SCALE).to(SCALE_DTYPE).float()
 
 
-def _pack(levels: Float[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "rows bytes"]:
+def pack_levels(levels: Float[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "rows bytes"]:
     if bits == 8:
         return levels.to(torch.int8).view(torch.uint8)
     if bits == 4:
@@ -141,6 +141,13 @@ def _pack(levels: Float[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "ro
         return pairs[..., 0] | pairs[..., 1] << 4
     fours = levels.add_(1.5).to(torch.uint8).view(levels.shape[0], -1, 4)
     return fours[..., 0] | fours[..., 1] << 2 | fours[..., 2] << 4 | fours[..., 3] << 6
+
+
+def levels_of(
+    packed: UInt8[Tensor, "rows bytes"], bits: int, dtype: torch.dtype = torch.float32, table: Tensor | None = None
+) -> Float[Tensor, "..."]:
+    """The levels that codes stand for, before their scales; for INT4 and INT2 as a flat tensor."""
+    return packed.view(torch.int8).to(dtype) if bits == 8 else _look_up(packed, bits, dtype, table)
 
 
 def _look_up(packed: Tensor, bits: int, dtype: torch.dtype, table: Tensor | None) -> Tensor:

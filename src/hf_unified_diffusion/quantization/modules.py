@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .dequantized_cache import CACHE
-from .integer import SCALE_DTYPE, dequantize, quantize
+from .integer import SCALE_DTYPE, Codes, dequantize, quantize
 
 Layer = TypeVar("Layer", bound=nn.Module)
 _TWINS: dict[type[nn.Module], type["QuantizedWeight"]] = {}
@@ -146,18 +146,30 @@ def _twin(module: nn.Module, cls: type[Layer]) -> Layer:
 
 
 def quantize_layer(
-    module: nn.Linear | nn.Embedding, bits: int, group_size: int, compute_dtype: torch.dtype, pack: bool = True
+    module: nn.Linear | nn.Embedding,
+    bits: int,
+    group_size: int,
+    compute_dtype: torch.dtype,
+    pack: bool = True,
+    codes: Codes | None = None,
 ) -> QuantizedWeight:
-    """The quantized twin of a layer (bits 2, 4 or 8), sharing its bias.
+    """The quantized twin of a layer (bits 2, 4 or 8), sharing its bias; `codes` stand for its matrix, if given.
 
     `pack=False` leaves the dense matrix in place and only makes room for the scales: transformers packs it on load.
+    Raises ValueError for codes of another shape.
     Usage: `quantized = quantize_layer(nn.Linear(64, 64), bits=4, group_size=64, compute_dtype=torch.float32)`
     """
     layer = _twin(module, quantized_class(type(module)))
     layer.bits, layer.group_size, layer.compute_dtype = bits, group_size, compute_dtype
     rows, columns = layer.matrix_shape
     groups = 1 if bits == 8 else columns // group_size
-    if module.weight.is_meta:
+    if codes is not None:
+        packed, scale = codes
+        if packed.shape != (rows, columns * bits // 8) or scale.shape != (rows, groups):
+            found = f"{tuple(packed.shape)} and {tuple(scale.shape)}"
+            raise ValueError(f"codes must be those of {rows} x {columns} weights at {bits} bits, got shapes {found}")
+        layer.register_buffer("weight_scale", scale)
+    elif module.weight.is_meta:
         layer.register_buffer("weight_scale", torch.empty(rows, groups, dtype=SCALE_DTYPE, device="meta"))
         packed = torch.empty(rows, columns * bits // 8, dtype=torch.uint8, device="meta")
     else:

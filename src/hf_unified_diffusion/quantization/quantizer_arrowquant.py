@@ -1,5 +1,6 @@
 """ArrowQuant as a quantizer of transformers: on the fly, saved and loaded, dequantized."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from .configuration_arrowquant import ArrowQuantConfig
-from .integer import check_scales, quantize
+from .integer import Codes, check_scales, quantize
 from .modules import QuantizedWeight, dequantize_layer, quantize_layer
 
 
@@ -107,9 +108,13 @@ class ArrowQuantHfQuantizer(HfQuantizer):
 
 
 def replace_layers(
-    model: nn.Module, config: ArrowQuantConfig, compute_dtype: torch.dtype | None = None, pack: bool = True
+    model: nn.Module,
+    config: ArrowQuantConfig,
+    compute_dtype: torch.dtype | None = None,
+    pack: bool = True,
+    codes: Mapping[str, Codes] | None = None,
 ) -> nn.Module:
-    """Put quantized layers into a model in place, by the policy of the config.
+    """Put quantized layers into a model in place, by the policy of the config, with the codes that are given.
 
     Layers that transformers ties to others stay dense: one parameter cannot be dense here and packed there.
     """
@@ -119,19 +124,30 @@ def replace_layers(
     for name, bits in config.bits_of_layers(model, dense).items():
         layer: Any = model.get_submodule(name)
         dtype = compute_dtype or layer.weight.dtype
-        model.set_submodule(name, quantize_layer(layer, bits, config.group_size, dtype, pack))
+        given = (codes or {}).get(name)
+        model.set_submodule(name, quantize_layer(layer, bits, config.group_size, dtype, pack, given))
     return model
 
 
-def quantize_model(model: PreTrainedModel, config: ArrowQuantConfig) -> PreTrainedModel:
+def quantize_model(
+    model: PreTrainedModel, config: ArrowQuantConfig, codes: Mapping[str, Codes] | None = None
+) -> PreTrainedModel:
     """Quantize a transformers model in memory, in place, as `from_pretrained(quantization_config=config)` would.
 
+    Args:
+        codes: of some layers by module name, as `calibrated_codes` of the same config finds them; the others are
+            rounded to the nearest level.
+
+    Raises ValueError for a quantized model, and for codes of other layers or shapes.
     Usage: `quantize_model(model, ArrowQuantConfig(bits=4)).save_pretrained("folder")`
     """
     if getattr(model, "is_quantized", False):
         raise ValueError("model must be dense, got one that is quantized; dequantize it first")
+    unknown = set(codes or ()) - set(config.bits_of_layers(model))
+    if unknown:
+        raise ValueError(f"codes must be of layers that the config quantizes, got {sorted(unknown)}")
     quantizer = ArrowQuantHfQuantizer(config, pre_quantized=False)
-    replace_layers(model, config)
+    replace_layers(model, config, codes=codes)
     model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, config.quant_method
     quantizer.postprocess_model(model)
     return model

@@ -92,17 +92,7 @@ class ScoreNetworkObjective(nn.Module):
         for features, (segment, target) in zip(hidden, parts, strict=True):
             nats, weight = self.nats(features, segment.modality, target)
             losses["causal" if segment.is_context else "canvas"].append((nats, weight, target.labels.numel()))
-        values = {}
-        if losses["causal"] and (len(losses["causal"][0][0]) > 0):
-            nats, _, _ = losses["causal"][0]
-            values["causal"] = nats.mean()
-        if losses["canvas"]:
-            total = sum(count for _, _, count in losses["canvas"])
-            values["canvas"] = torch.stack([(n * w).sum() for n, w, _ in losses["canvas"]]).sum() / total
-            values["hidden"] = torch.cat([n for n, _, _ in losses["canvas"]]).mean().detach()
-        causal_weight = self.config.causal_weight if self.config.canvas else 1.0
-        values["loss"] = values.get("canvas", 0.0) + causal_weight * values.get("causal", 0.0)
-        return values
+        return summed_losses(losses, self.config)
 
     def nats(self, features: Tensor, modality: str, target: Target) -> tuple[Tensor, Tensor]:
         """Cross-entropy and weight of the labelled tokens only; the vocabulary is never unembedded elsewhere."""
@@ -110,3 +100,20 @@ class ScoreNetworkObjective(nn.Module):
         logits = self.model.decode(features[asked], modality)
         nats = F.cross_entropy(logits.float(), target.labels[asked], reduction="none")
         return nats, target.weight[asked].clamp(max=self.config.max_weight)
+
+
+def summed_losses(
+    losses: dict[str, list[tuple[Tensor, Tensor, int]]], config: ObjectiveConfig
+) -> dict[str, Float[Tensor, ""]]:
+    """The loss and its parts, from (nats, weights, tokens) of the "causal" and of the "canvas" segments."""
+    values = {}
+    if losses["causal"] and (len(losses["causal"][0][0]) > 0):
+        nats, _, _ = losses["causal"][0]
+        values["causal"] = nats.mean()
+    if losses["canvas"]:
+        total = sum(count for _, _, count in losses["canvas"])
+        values["canvas"] = torch.stack([(n * w).sum() for n, w, _ in losses["canvas"]]).sum() / total
+        values["hidden"] = torch.cat([n for n, _, _ in losses["canvas"]]).mean().detach()
+    causal_weight = config.causal_weight if config.canvas else 1.0
+    values["loss"] = values.get("canvas", 0.0) + causal_weight * values.get("causal", 0.0)
+    return values

@@ -3,20 +3,25 @@
 The network computes with rounded weights, the optimizer moves the dense ones (straight-through, arXiv:1308.3432).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..quantization import ArrowQuantConfig, nearest_levels, quantize
+from ..quantization import ArrowQuantConfig, dequantize, nearest_levels, quantize
+from ..quantization.integer import Codes, pack_levels
+
+WITHIN_CELL = 0.45  # steps from a level that surely round to it
 
 
 class RoundedWeights:
     """Swaps the dense INT4 and INT2 layers of a model for their rounded values, for one forward and backward pass.
 
     Scales are those of `quantize` (least squared error), searched anew every `refresh_every` passes; between searches
-    only the rounding is repeated. INT8 layers are left alone: their rounding is below the noise of a step.
+    only the rounding is repeated. INT8 layers are left alone: their rounding is below the noise of a step. Layers that
+    `codes` names start where they round to these (see `calibrated_codes`) and keep their scales throughout.
 
     Usage:
         rounded = RoundedWeights(model, ArrowQuantConfig(bits=4))
@@ -26,10 +31,20 @@ class RoundedWeights:
         optimizer.step()  # moves the dense weights
     """
 
-    def __init__(self, model: nn.Module, config: ArrowQuantConfig, refresh_every: int = 50):
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ArrowQuantConfig,
+        refresh_every: int = 50,
+        codes: Mapping[str, Codes] | None = None,
+    ):
         plan = config.bits_of_layers(model)
         modules = dict(model.named_modules())
-        self.layers = [modules[name] for name, bits in plan.items() if bits < 8]
+        self.names = [name for name, bits in plan.items() if bits < 8]
+        self.layers = [modules[name] for name in self.names]
+        self.given = {name: found for name, found in (codes or {}).items() if name in self.names}
+        for name, found in self.given.items():
+            modules[name].weight.data = within_cells(modules[name].weight.data, found, config.bits)
         self.bits, self.group_size, self.refresh_every = config.bits, config.group_size, refresh_every
         self.scales: list[Tensor] = []
         self.passes = 0
@@ -43,11 +58,26 @@ class RoundedWeights:
         self.passes = state["passes"]
         self.scales = [s.to(layer.weight.device) for s, layer in zip(state["scales"], self.layers, strict=True)]
 
+    def scale_of(self, name: str, layer: nn.Module) -> Tensor:
+        """The given scales of a layer, or those that suit its weights now."""
+        if name in self.given:
+            return self.given[name][1]
+        return quantize(layer.weight.detach(), self.bits, self.group_size)[1]
+
+    def codes(self) -> dict[str, Codes]:
+        """Codes and scales of the weights as they are now, by module name; to `quantize_model(codes=...)`."""
+        found = {}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            weight, scale = layer.weight.detach().float(), self.scale_of(name, layer)
+            levels = nearest_levels(weight.view(*scale.shape, -1), scale.float()[..., None], self.bits)
+            found[name] = pack_levels(levels.view_as(weight), self.bits), scale
+        return found
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Rounded values inside, the dense ones again afterwards, whatever happens."""
         if self.passes % self.refresh_every == 0:
-            self.scales = [quantize(layer.weight.detach(), self.bits, self.group_size)[1] for layer in self.layers]
+            self.scales = [self.scale_of(*pair) for pair in zip(self.names, self.layers, strict=True)]
         self.passes += 1
         dense = [layer.weight.data for layer in self.layers]
         try:
@@ -57,6 +87,17 @@ class RoundedWeights:
         finally:
             for layer, weight in zip(self.layers, dense, strict=True):
                 layer.weight.data = weight
+
+
+def within_cells(weight: Tensor, codes: Codes, bits: int) -> Tensor:
+    """The weights moved just as far as it takes to round to the codes.
+
+    Not to the levels themselves: where all weights lie in the middle of their cells no small step changes the loss,
+    and they drift without feedback until many flip at once.
+    """
+    restored = dequantize(*codes, bits)
+    reach = WITHIN_CELL * codes[1].float().repeat_interleave(weight.shape[1] // codes[1].shape[1], dim=1)
+    return (restored + torch.clamp(weight.float() - restored, -reach, reach)).to(weight.dtype)
 
 
 def rounded(weight: Tensor, scale: Tensor, bits: int) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig
+from ..quantization.integer import Codes
+from .distillation import DistillationObjective
 from .layouts import TokenBatch
 from .objective import ScoreNetworkObjective, layout_for
 from .quantization_aware import RoundedWeights
@@ -130,7 +132,8 @@ def remove(folder: Path) -> None:
 class TrainingRun:
     """Model, optimizer, moving average and data of a run; each step is a function of its number.
 
-    With `quantization` the network computes with rounded weights (see `RoundedWeights`); what is saved stays dense.
+    With `quantization` the network computes with rounded weights, that start from `codes` if these are given (see
+    `RoundedWeights`); what is saved stays dense.
 
     Usage:
         run = TrainingRun(accelerator, ScoreNetworkObjective(model, config), data, tokenizer, RunSettings(rows=8))
@@ -141,21 +144,22 @@ class TrainingRun:
     def __init__(
         self,
         accelerator: Accelerator,
-        objective: ScoreNetworkObjective,
+        objective: ScoreNetworkObjective | DistillationObjective,
         data: dict[str, PackedTokens],
         tokenizer: PreTrainedTokenizerFast,
         settings: RunSettings,
         quantization: ArrowQuantConfig | None = None,
+        codes: Mapping[str, Codes] | None = None,
     ):
         self.accelerator, self.data, self.tokenizer, self.settings = accelerator, data, tokenizer, settings
         self.config, self.model = objective.config, objective.model
         self.parameters = trainable_parameters(objective.model, list(data))
         optimizer = adamw(self.parameters, settings.weight_decay, settings.beta2)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.rounded = None if quantization is None else RoundedWeights(self.model, quantization, codes=codes)
         self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
         self.ema.to(accelerator.device)
         self.progress = Progress()
-        self.rounded = None if quantization is None else RoundedWeights(self.model, quantization)
         if self.rounded is not None:
             accelerator.register_for_checkpointing(self.rounded)
 
