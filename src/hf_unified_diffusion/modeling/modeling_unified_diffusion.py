@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from ..contracts import Condition, Segment
 from ..quantization import num_weights
@@ -126,6 +126,8 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
 
         Usage: `UnifiedDiffusionModel.from_autoregressive("HuggingFaceTB/SmolLM2-135M", vocab_size=8192)`
         """
+        if "gguf_file" in kwargs:  # else transformers may leave the weights in blocks of GGUF
+            kwargs.setdefault("quantization_config", GgufConfig(dequantize=True))
         source = AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
         if vocab_size is None:
             kept_ids = whole_vocabulary(source.config.vocab_size)

@@ -6,11 +6,17 @@ from importlib.util import find_spec
 from .configuration_arrowquant import QUANT_METHOD, ArrowQuantConfig
 from .dequantized_cache import set_dequantized_cache_bytes
 from .integer import dequantize, nearest_levels, quantize
-from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights
+from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights, stored_bytes
 from .parquet_layout import FormatError
 from .parquet_reader import ParquetWeights, read_parquet_weights
 from .parquet_writer import write_parquet_weights
-from .quantizer_arrowquant import ArrowQuantHfQuantizer, quantize_model
+from .quantizer_arrowquant import (
+    ArrowQuantHfQuantizer,
+    layers_to_quantize,
+    mark_quantized,
+    quantize_model,
+    replace_layers,
+)
 
 __all__ = [
     "ArrowQuantConfig",
@@ -22,13 +28,17 @@ __all__ = [
     "QuantizedWeight",
     "bits_per_weight",
     "dequantize",
+    "layers_to_quantize",
+    "mark_quantized",
     "nearest_levels",
     "num_weights",
     "quantize",
     "quantize_model",
     "read_parquet_weights",
     "register",
+    "replace_layers",
     "set_dequantized_cache_bytes",
+    "stored_bytes",
     "write_parquet_weights",
 ]
 

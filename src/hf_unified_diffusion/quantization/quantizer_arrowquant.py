@@ -106,17 +106,22 @@ class ArrowQuantHfQuantizer(HfQuantizer):
         return True
 
 
-def replace_layers(
-    model: nn.Module, config: ArrowQuantConfig, compute_dtype: torch.dtype | None = None, pack: bool = True
-) -> nn.Module:
-    """Put quantized layers into a model in place, by the policy of the config.
+def layers_to_quantize(model: nn.Module, config: ArrowQuantConfig) -> dict[str, int]:
+    """Module name -> bits, by the policy of the config.
 
     Layers that transformers ties to others stay dense: one parameter cannot be dense here and packed there.
     """
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     dense = {key.removesuffix(".weight") for key in (*tied.keys(), *tied.values())}
     dense.update(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for name, bits in config.bits_of_layers(model, dense).items():
+    return config.bits_of_layers(model, dense)
+
+
+def replace_layers(
+    model: nn.Module, config: ArrowQuantConfig, compute_dtype: torch.dtype | None = None, pack: bool = True
+) -> nn.Module:
+    """Put quantized layers into a model in place, by the policy of the config."""
+    for name, bits in layers_to_quantize(model, config).items():
         layer: Any = model.get_submodule(name)
         dtype = compute_dtype or layer.weight.dtype
         model.set_submodule(name, quantize_layer(layer, bits, config.group_size, dtype, pack))
@@ -130,8 +135,13 @@ def quantize_model(model: PreTrainedModel, config: ArrowQuantConfig) -> PreTrain
     """
     if getattr(model, "is_quantized", False):
         raise ValueError("model must be dense, got one that is quantized; dequantize it first")
-    quantizer = ArrowQuantHfQuantizer(config, pre_quantized=False)
     replace_layers(model, config)
+    return mark_quantized(model, config)
+
+
+def mark_quantized(model: PreTrainedModel, config: ArrowQuantConfig) -> PreTrainedModel:
+    """Tell transformers that the layers of a model are packed by this config now."""
+    quantizer = ArrowQuantHfQuantizer(config, pre_quantized=False)
     model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, config.quant_method
     quantizer.postprocess_model(model)
     return model
