@@ -32,7 +32,7 @@ from .checkpoint_metadata import (
 from .checks import check_labels, check_segments
 from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
 from .embedded import EMBEDDED_CHECKPOINT
-from .embeddings import TimeEmbedding
+from .embeddings import PreciseLinear, TimeEmbedding
 from .heads import ContinuousHead, TokenEmbedding, TokenHead
 from .parquet_weights import HUB_KEYS, find_file
 from .pretrained import UnifiedDiffusionOutput, UnifiedDiffusionPreTrainedModel
@@ -163,7 +163,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         if spec["kind"] == "token":
             self.heads[name] = TokenHead(config)
         else:
-            self.projections[name] = nn.Linear(spec["width"], config.hidden_size)
+            self.projections[name] = PreciseLinear(spec["width"], config.hidden_size)
             self.heads[name] = ContinuousHead(config, spec["width"])
 
     def add_modality(self, name: str, kind: str = "continuous", width: int | None = None) -> None:
