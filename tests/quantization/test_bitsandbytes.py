@@ -1,6 +1,5 @@
 """bitsandbytes as an alternative to ArrowQuant: it loads, writes, is saved, and trains QLoRA; inputs and heads stay."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -72,11 +71,12 @@ def test_only_the_trunk_is_packed(tmp_path: Path, bits: int, tied: bool) -> None
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_qlora_trains_and_leaves_the_packed_weights(tmp_path: Path, bits: int) -> None:
+def test_qlora_trains_and_leaves_the_packed_base(tmp_path: Path, bits: int) -> None:
     save_checkpoint(tmp_path)
-    base = UnifiedDiffusionModel.from_pretrained(tmp_path, quantization_config=CONFIGS[bits])
-    before = answer(base.eval())
-    model = peft.get_peft_model(base, peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]))
+    base, untouched = (
+        UnifiedDiffusionModel.from_pretrained(tmp_path, quantization_config=CONFIGS[bits]) for _ in range(2)
+    )
+    model = peft.get_peft_model(base, peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"])).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-2)
     losses = []
     for _ in range(8):
@@ -86,7 +86,8 @@ def test_qlora_trains_and_leaves_the_packed_weights(tmp_path: Path, bits: int) -
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
-    after = {
-        name.replace("base_model.model.", "").replace(".base_layer", ""): p for name, p in model.named_parameters()
-    }
-    assert all(torch.equal(after[name].data, tensor) for name, tensor in before.items())
+    # another network gives the answer before: bitsandbytes repacks for the CPU in eval(), and trains no more after
+    trained, before = answer(model.eval()), answer(untouched.eval())
+    assert (trained - before).norm() > 0.01 * before.norm()
+    with model.disable_adapter():
+        torch.testing.assert_close(answer(model), before)
