@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -9,10 +10,11 @@ from torch import nn
 from ..quantization import QuantizedEmbedding, QuantizedWeight, bits_per_weight, stored_bytes
 from ..quantization.integer import BITS
 from .configuration_unified_diffusion import UnifiedDiffusionConfig
+from .modeling_unified_diffusion import UnifiedDiffusionModel
 from .tiers import TIERS, Tier, without_memory
 
 # Python with torch, transformers and diffusers imported, on Linux without a GPU (benchmarks/edge_memory.py)
-RUNTIME_BYTES = 480_000_000
+RUNTIME_BYTES = 490_000_000
 # what one token of a pass holds at the same time, in widths of the trunk and of its MLP
 _HIDDEN_COPIES, _INTERMEDIATE_COPIES = 8, 5
 _FILE_BYTES_PER_TENSOR = 1200  # row group, page header and manifest entry of a Parquet file
@@ -101,13 +103,17 @@ def plan_model(
 
 def plan_tier(tier: Tier, memory_bytes: int, context_length: int, dtype: torch.dtype) -> MemoryPlan:
     """The most bits at which every layer of a tier stays dense; where none does, the fewest bits."""
-    config = tier.config()
     for bits in sorted(BITS, reverse=True):
-        model = without_memory(config, tier.quantization(bits), dtype)
-        plan = plan_model(model, config, memory_bytes, context_length, dtype, tier.name, bits)
+        model = _shapes(tier.name, bits, dtype)
+        plan = plan_model(model, model.config, memory_bytes, context_length, dtype, tier.name, bits)
         if plan.fits_dense:
             break
     return plan
+
+
+@cache
+def _shapes(name: str, bits: int, dtype: torch.dtype) -> UnifiedDiffusionModel:
+    return without_memory(TIERS[name].config(), TIERS[name].quantization(bits), dtype)
 
 
 def plan_memory(
