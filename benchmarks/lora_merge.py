@@ -97,7 +97,7 @@ rows = [
 notes = [
     f"Of the gain in log-perplexity, the merged network keeps "
     f"{(torch.tensor(before / merged).log() / torch.tensor(before / unmerged).log()).item():.0%}; "
-    f"the merge changed {share:.1%} of the packed bytes of the adapted layers ({bits_per_weight(merged_model):.2f} bits "
-    "per weight in all).",
+    f"the merge changed {share:.1%} of the packed bytes of the adapted layers "
+    f"({bits_per_weight(merged_model):.2f} bits per weight in all).",
 ]
 report("lora_merge", {f"Held-out {args.modality}": rows}, shown, notes, args.output)
