@@ -12,6 +12,7 @@ from hf_unified_diffusion import UnifiedDiffusionModel
 from hf_unified_diffusion.conversion.convert import convert_checkpoint, fingerprint
 from hf_unified_diffusion.conversion.sources import open_source
 from hf_unified_diffusion.conversion.work_folder import WorkFolder, work_folder
+from hf_unified_diffusion.quantization import read_parquet_weights
 from tests.tiny import save_tiny_checkpoint
 
 PARQUET = "model.arrowquant.parquet"
@@ -85,14 +86,15 @@ def test_a_failure_keeps_what_is_finished_and_no_more(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_damaged_layer_is_rounded_again(
+def test_a_damaged_or_misplaced_layer_is_rounded_again(
     source: Path, unbroken: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layers = sorted((broken_off(source, tmp_path / "out", monkeypatch) / "layers").iterdir())
-    damaged = bytearray(layers[1].read_bytes())
+    partial = broken_off(source, tmp_path / "out", monkeypatch, after=12)
+    layers = {read_parquet_weights(file).metadata["name"]: file for file in (partial / "layers").iterdir()}
+    damaged = bytearray(layers["token_embedding"].read_bytes())
     damaged[len(damaged) // 2] ^= 1
-    layers[1].write_bytes(damaged)
-    layers[3].write_bytes(layers[2].read_bytes())  # whole, and not what belongs there
+    layers["token_embedding"].write_bytes(damaged)
+    layers["heads.text.down"].write_bytes(layers["heads.code.down"].read_bytes())  # of the same shape
     convert_checkpoint(source, tmp_path / "out", bits=4, group_size=8)
     assert contents(tmp_path / "out") == unbroken
 
