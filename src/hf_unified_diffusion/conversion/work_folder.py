@@ -55,11 +55,12 @@ class WorkFolder:
             return None
         try:
             weights = read_parquet_weights(self._file(index))
+            tensors = dict(weights)  # inside: a tensor is checked when it is first read
         except FormatError:
             return None
         if weights.metadata.get("name") != name:
             return None
-        return dict(weights), float(weights.metadata["error"])
+        return tensors, float(weights.metadata["error"])
 
     def publish(self) -> None:
         """Make the result the destination, all of it or nothing, on the disk."""
