@@ -1,11 +1,13 @@
 """The console script on a tiny real checkpoint."""
 
+import json
 import re
 
 import pytest
 
 from hf_unified_diffusion import UnifiedDiffusionModel
-from hf_unified_diffusion.cli import STORIES, main
+from hf_unified_diffusion.cli import STORIES, main, parse_bytes
+from hf_unified_diffusion.quantization import QuantizedWeight
 from tests.tiny import save_tiny_checkpoint
 
 
@@ -47,3 +49,41 @@ def test_wrong_arguments_end_with_a_message(arguments, capsys):
         main(arguments)
     assert end.value.code == 2
     assert "usage: hf-unified-diffusion" in capsys.readouterr().err
+
+
+def test_plan_prints_what_fits(capsys):
+    main(["plan", "--memory", "2GB", "--modalities", "text", "audio"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2.00 GB for one process")
+    assert [line.split()[0] for line in lines[2:5]] == ["edge", "workstation", "cloud"]
+    assert lines[4].endswith("does not fit") and lines[5].startswith("take edge at 8 bits")
+    main(["plan", "--memory", "100 MB"])
+    assert "nothing fits: the smallest, edge, needs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2GB", 2_000_000_000), ("1.5 MiB", 1_572_864), ("7", 7), ("512mb", 512_000_000), ("3 k", 3000)],
+)
+def test_sizes_are_read(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "2 XB", "nan", "1e9", "2GBGB"])
+def test_what_is_no_size_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", f"--memory={text}"])
+    assert "memory must be a number with B, KB" in capsys.readouterr().err
+
+
+def test_convert_writes_its_report(folder, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    main(["convert", str(folder), str(tmp_path / "out"), "--bits", "8", "--report", str(report)])
+    told, printed = json.loads(report.read_text()), capsys.readouterr().out
+    model = UnifiedDiffusionModel.from_pretrained(tmp_path / "out")
+    assert f"bits per weight     {told['bits_per_weight']:.2f}" in printed
+    assert told["bytes_after"] == (tmp_path / "out" / "model.arrowquant.parquet").stat().st_size
+    assert told["errors"].keys() == {n for n, m in model.named_modules() if isinstance(m, QuantizedWeight)}
+    with pytest.raises(SystemExit):
+        main(["convert", str(folder), str(tmp_path / "out")])
+    assert "destination must not exist yet" in capsys.readouterr().err

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from .contracts import Condition as Condition
     from .contracts import Result as Result
     from .contracts import Segment as Segment
+    from .conversion.convert import convert_checkpoint as convert_checkpoint
     from .engine import ArrowEngine as ArrowEngine
     from .modeling.attention_rule import ContextCache as ContextCache
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
     from .modeling.diffusers_weights import load_diffusers_model as load_diffusers_model
     from .modeling.diffusers_weights import save_diffusers_model as save_diffusers_model
+    from .modeling.memory_plan import plan_memory as plan_memory
     from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel as UnifiedDiffusionModel
     from .modeling.pretrained import UnifiedDiffusionOutput as UnifiedDiffusionOutput
+    from .modeling.tiers import tier as tier
     from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline as UnifiedDiffusionCodePipeline
     from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline as UnifiedDiffusionTextPipeline
     from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline as UnifiedDiffusionTaskPipeline
@@ -53,9 +56,12 @@ _MODULES = {
     "UnifiedDiffusionOutput": "modeling.pretrained",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
+    "convert_checkpoint": "conversion.convert",
     "load_diffusers_model": "modeling.diffusers_weights",
+    "plan_memory": "modeling.memory_plan",
     "read_parquet_weights": "quantization",
     "save_diffusers_model": "modeling.diffusers_weights",
+    "tier": "modeling.tiers",
     "write_parquet_weights": "quantization",
 }
 __all__ = sorted(_MODULES)

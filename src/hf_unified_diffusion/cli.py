@@ -1,19 +1,27 @@
 """The console script `hf-unified-diffusion`."""
 
 import argparse
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import psutil
+import torch
+
 from .conversion.convert import CONVERTED_BITS, convert_checkpoint
+from .modeling.memory_plan import plan_memory, recommended
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .modeling.tiers import TIERS
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .quantization import num_weights
 from .quantization.configuration_arrowquant import WEIGHTS_FORMATS
 
+UNITS = ("", "K", "M", "G", "T")
 WEIGHT_FILES = ("*.safetensors", "*.parquet")
 DOCSTRING = 'def count_words(text):\n    """Return how often each word occurs in the text, as a dictionary."""\n'
 CHECKED = {"check_drafts": True, "block_length": 8, "num_inference_steps": 8, "temperature": 0.0}
@@ -49,11 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser.add_argument("folder", nargs="?", default=str(EMBEDDED_CHECKPOINT), help="default: the embedded one")
         subparser.set_defaults(command=command)
     add_convert(commands)
+    add_plan(commands)
     chosen = parser.parse_args(arguments)
-    if chosen.command is convert:
+    if chosen.command in (convert, plan):
         try:
-            convert(chosen)
-        except ValueError as error:
+            chosen.command(chosen)
+        except (ValueError, OSError) as error:
             parser.error(str(error))
         return
     if not (Path(chosen.folder) / "config.json").is_file():
@@ -64,21 +73,81 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def add_convert(commands: Any) -> None:
     """The arguments of `convert`."""
     subparser = commands.add_parser("convert", help=convert.__doc__, description=convert.__doc__)
-    subparser.add_argument("source", type=Path, help="a checkpoint folder")
+    subparser.add_argument(
+        "source", type=Path, help="a checkpoint folder of ours or of a Llama or Qwen, or a .gguf file"
+    )
     subparser.add_argument("destination", type=Path, help="a folder that does not exist yet")
     subparser.add_argument("--format", choices=WEIGHTS_FORMATS, default="parquet")
     subparser.add_argument("--bits", type=int, choices=CONVERTED_BITS, help="default: the weights as they are")
-    subparser.add_argument("--group_size", type=int, default=64, help="columns that share a scale at 4 bits")
-    subparser.add_argument("--dry_run", action="store_true", help="report, and write nothing")
+    subparser.add_argument("--group-size", type=int, default=64, help="columns that share a scale at 4 and 2 bits")
+    subparser.add_argument("--tier", choices=TIERS, help="quantize by the policy of a tier, instead of --bits")
+    subparser.add_argument("--vocab-size", type=int, help="tokens to keep of a Llama or Qwen; default: all")
+    subparser.add_argument("--layers", type=int, help="layers to keep of a Llama or Qwen; default: all")
+    subparser.add_argument("--text", type=Path, help="a text file to measure perplexity on, before and after")
+    subparser.add_argument("--loss-budget", type=float, help="by how much it may grow, 0.05 for 5%%; 2 bits need one")
+    subparser.add_argument("--max-shard-size", default="5GB", help="of safetensors files")
+    subparser.add_argument("--report", type=Path, help="write sizes and the error of every layer there, as JSON")
+    subparser.add_argument("--dry-run", action="store_true", help="report sizes, and write nothing")
     subparser.set_defaults(command=convert)
 
 
 def convert(chosen: argparse.Namespace) -> None:
-    """Write a checkpoint as safetensors or Parquet, at its own width or another."""
+    """Write a checkpoint as safetensors or Parquet, at its own width or another; a killed run goes on where it was."""
     report = convert_checkpoint(
-        chosen.source, chosen.destination, chosen.format, chosen.bits, chosen.group_size, chosen.dry_run
+        chosen.source,
+        chosen.destination,
+        chosen.format,
+        bits=chosen.bits,
+        group_size=chosen.group_size,
+        tier_name=chosen.tier,
+        vocab_size=chosen.vocab_size,
+        num_hidden_layers=chosen.layers,
+        text=None if chosen.text is None else chosen.text.read_text(),
+        loss_budget=chosen.loss_budget,
+        max_shard_size=chosen.max_shard_size,
+        dry_run=chosen.dry_run,
     )
+    if chosen.report is not None:
+        chosen.report.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
     print("\n".join(report.lines()))
+
+
+def add_plan(commands: Any) -> None:
+    """The arguments of `plan`."""
+    subparser = commands.add_parser("plan", help=plan.__doc__, description=plan.__doc__)
+    subparser.add_argument("--memory", help="such as 2GB; default: what this machine has free")
+    subparser.add_argument("--modalities", nargs="+", default=["text"])
+    subparser.add_argument("--context", type=int, default=2048, help="tokens of the longest prompt")
+    subparser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
+    subparser.set_defaults(command=plan)
+
+
+def plan(chosen: argparse.Namespace) -> None:
+    """Print which tier, bits and cache of dense layers fit a machine's memory."""
+    memory = psutil.virtual_memory().available if chosen.memory is None else parse_bytes(chosen.memory)
+    plans = plan_memory(memory, chosen.modalities, chosen.context, getattr(torch, chosen.dtype))
+    print(f"{memory / 1e9:.2f} GB for one process, {chosen.context} tokens of context, in {chosen.dtype}")
+    print(f"{'tier':12} {'bits':>4} {'weights':>9} {'kept dense':>17} {'process':>9}")
+    for each in plans:
+        kept = f"{each.cache_bytes / 1e6:.0f} of {each.all_dense_bytes / 1e6:.0f} MB"
+        verdict = "" if each.fits else "  does not fit"
+        sizes = f"{each.file_bytes / 1e6:6.0f} MB {kept:>17} {each.total_bytes / 1e6:6.0f} MB"
+        print(f"{each.tier:12} {each.bits:4} {sizes}{verdict}")
+    best = recommended(plans)
+    if best is None:
+        print(f"nothing fits: the smallest, {plans[0].tier}, needs {plans[0].least_bytes / 1e6:.0f} MB")
+        return
+    print(f"take {best.tier} at {best.bits} bits ({best.bits_per_weight:.2f} bits per weight in all):")
+    print(f"  hf_unified_diffusion.quantization.set_dequantized_cache_bytes({best.cache_bytes})")
+
+
+def parse_bytes(text: str) -> int:
+    """ "2GB", "512 MB" or "2GiB" as bytes; ValueError for anything else."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), flags=re.IGNORECASE)
+    if matched is None:
+        raise ValueError(f"memory must be a number with B, KB, MB, GB, TB or KiB and so on, got {text!r}")
+    number, unit, binary = matched.groups()
+    return int(float(number) * (1024 if binary else 1000) ** UNITS.index(unit.upper()))
 
 
 def demo(folder: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
+from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel, UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.modeling.checkpoint_metadata import METADATA_NAME, METADATA_VERSION
 from tests.tiny import save_tiny_checkpoint, tiny_model
 
@@ -74,12 +74,45 @@ def test_folders_without_it_or_from_before_versions_load(folder: Path) -> None:
         ({"diffusion_config": None}, "config.json"),
         ({"supported_modalities": ["smell"]}, "supported_modalities must be among"),
         ({"supported_modalities": 3}, "supported_modalities must be among"),
+        ({"quantization": {"method": "arrowquant", "bit_width": 4}}, "quantization of metadata.json must be that of"),
+        ({"quantization": None}, "quantization of metadata.json must be that of"),
+        ({"scheduler": {"type": "ddpm", "num_train_steps": None, "num_inference_steps": 4}}, "type in"),
+        ({"scheduler": None}, "type in"),
+        ({"scheduler": {"type": "masked_diffusion", "num_train_steps": None, "num_inference_steps": 0}}, "at least 1"),
+        ({"scheduler": {"type": "masked_diffusion", "num_train_steps": "9", "num_inference_steps": 4}}, "at least 1"),
+        ({"consistency_distilled": "no"}, "consistency_distilled"),
     ],
 )
 def test_metadata_that_breaks_a_rule_is_refused(folder: Path, changes: dict, message: str) -> None:
     rewritten(folder, **changes)
     with pytest.raises(ValueError, match=message):
         UnifiedDiffusionModel.from_pretrained(folder)
+
+
+def test_a_quantized_folder_must_say_so(folder: Path, tmp_path: Path) -> None:
+    model = UnifiedDiffusionModel.from_pretrained(folder, quantization_config=ArrowQuantConfig(8))
+    model.save_pretrained(tmp_path / "int8")
+    UnifiedDiffusionModel.from_pretrained(tmp_path / "int8")
+    for told in ({"method": "none", "bit_width": 32}, {"method": "arrowquant", "bit_width": 2}):
+        rewritten(tmp_path / "int8", quantization=told)
+        with pytest.raises(ValueError, match="quantization of metadata.json must be that of"):
+            UnifiedDiffusionModel.from_pretrained(tmp_path / "int8")
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_pipelines_take_their_steps_from_it(folder: Path, tmp_path: Path, steps: int) -> None:
+    rewritten(folder, scheduler={"type": "masked_diffusion", "num_train_steps": None, "num_inference_steps": steps})
+    pipe = UnifiedDiffusionTextPipeline.from_pretrained(folder)
+    taken: list[int] = []
+
+    def on_step(pipe: object, step: int, t: object, tensors: dict) -> dict:
+        taken.append(step)
+        return tensors
+
+    pipe("a", max_new_tokens=8, block_length=None, callback_on_step_end=on_step, seed=0)
+    assert len(taken) == steps
+    pipe.save_pretrained(tmp_path / "pipeline")  # the scheduler's own file says it from here on
+    assert UnifiedDiffusionTextPipeline.from_pretrained(tmp_path / "pipeline").scheduler.num_inference_steps == steps
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b" " * (1 << 21)])

@@ -99,6 +99,19 @@ def test_a_merged_model_answers_like_the_unmerged(folder: Path) -> None:
     assert torch.equal(answer(Llama.from_pretrained(folder.parent / "merged")), answer(merged))
 
 
+def test_a_merge_that_rounding_swallows_says_so(folder: Path) -> None:
+    model = adapted(folder)
+    layer = model.base_model.model.model.layers[1].mlp.up_proj
+    step = layer.get_base_layer().weight_scale.float().min().item()
+    layer.lora_A["default"].weight.data.fill_(1.0)
+    layer.lora_B["default"].weight.data.fill_(0.02 * step / 8)  # each weight moves by a fiftieth of a step
+    before = layer.get_base_layer().dequantized(torch.float32).clone()
+    with pytest.warns(UserWarning, match=r"rounding to [48] bits swallows more than half of the adapter"):
+        layer.merge()
+    moved = layer.get_base_layer().dequantized(torch.float32) - before
+    assert moved.norm() < 0.5 * 0.02 * step * before.numel() ** 0.5
+
+
 def test_a_merge_into_rounded_weights_cannot_be_undone(folder: Path) -> None:
     model = adapted(folder)
     model.merge_adapter()

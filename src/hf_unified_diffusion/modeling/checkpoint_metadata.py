@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 METADATA_NAME = "metadata.json"
 METADATA_VERSION = 1
 MAX_METADATA_BYTES = 1 << 20
+SCHEDULER_TYPES = ("masked_diffusion",)
 # what follows from the model; everything else in the file is carried from load to save
 _DERIVED = ("version", "model_type", "diffusion_config", "quantization", "parameters", "trunk_share")
 _DEFAULTS: dict[str, Any] = {
@@ -37,6 +38,18 @@ def shape_of(config: UnifiedDiffusionConfig) -> dict[str, int]:
     }
 
 
+def quantization_of(config: UnifiedDiffusionConfig) -> dict[str, Any]:
+    """Method and bit width (requirement 15.6) as a config tells them; a dense network's width is its dtype's."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return {"method": "none"}
+    told = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = str(getattr(told["quant_method"], "value", told["quant_method"]))
+    if method == "bitsandbytes":
+        return {"method": method, "bit_width": 4 if told["load_in_4bit"] else 8}
+    return {"method": method, "bit_width": told.get("bits")}
+
+
 def checkpoint_metadata(
     model: "UnifiedDiffusionModel", supported_modalities: Sequence[str] | None = None, **facts: Any
 ) -> dict[str, Any]:
@@ -53,12 +66,11 @@ def checkpoint_metadata(
     if unknown:
         raise ValueError(f"supported_modalities must be among {sorted(model.heads)}, got {unknown}")
     config = model.config
-    quantization = getattr(config, "quantization_config", None)
-    method: dict[str, Any] = {"method": "none", "bit_width": 8 * model.dtype.itemsize}
-    if quantization is not None:
-        kind = str(getattr(quantization.quant_method, "value", quantization.quant_method))
-        bit_width = getattr(quantization, "bits", None)
-        method = {"method": kind, "bit_width": bit_width, "bits_per_weight": round(bits_per_weight(model), 3)}
+    method = quantization_of(config)
+    if method["method"] == "none":
+        method["bit_width"] = 8 * model.dtype.itemsize
+    else:
+        method["bits_per_weight"] = round(bits_per_weight(model), 3)
     derived = {
         "version": METADATA_VERSION,
         "model_type": config.model_type,
@@ -113,6 +125,26 @@ def check_metadata(metadata: dict[str, Any], config: UnifiedDiffusionConfig) -> 
     supported = metadata.get("supported_modalities")
     if not isinstance(supported, list) or not set(map(str, supported)) <= set(config.modalities):
         raise ValueError(f"supported_modalities must be among {sorted(config.modalities)}, got {supported!r}")
+    quantization, told = quantization_of(config), metadata.get("quantization")
+    if not isinstance(told, dict) or not quantization.items() <= told.items():
+        raise ValueError(f"quantization of {METADATA_NAME} must be that of config.json, {quantization}, got {told!r}")
+    check_scheduler(metadata.get("scheduler"))
+    distilled = metadata.get("consistency_distilled")
+    if not isinstance(distilled, bool):
+        raise ValueError(f"consistency_distilled of {METADATA_NAME} must be true or false, got {distilled!r}")
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ValueError unless it is {"type", "num_train_steps", "num_inference_steps"} of requirement 15.3."""
+    if not isinstance(scheduler, dict) or scheduler.get("type") not in SCHEDULER_TYPES:
+        raise ValueError(f"scheduler of {METADATA_NAME} must be of a type in {SCHEDULER_TYPES}, got {scheduler!r}")
+    steps = {name: scheduler.get(name) for name in ("num_train_steps", "num_inference_steps")}
+    in_continuous_time = steps["num_train_steps"] is None
+    counts = [steps["num_inference_steps"], *([] if in_continuous_time else [steps["num_train_steps"]])]
+    if any(type(count) is not int or count < 1 for count in counts):
+        raise ValueError(
+            f"num_inference_steps of {METADATA_NAME} must be at least 1, num_train_steps too or null, got {steps}"
+        )
 
 
 def carried_facts(metadata: dict[str, Any]) -> dict[str, Any]:

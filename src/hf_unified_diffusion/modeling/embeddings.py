@@ -53,6 +53,14 @@ class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero, so that what it adds is learned from nothing."""
 
 
+class PreciseLinear(nn.Linear):
+    """Stays dense where the quantizers of transformers replace layers of the very class nn.Linear (bitsandbytes).
+
+    For what raw numbers enter by, latents and sinusoids, and for heads: few weights, and much depends on them.
+    ArrowQuant goes by its own policy.
+    """
+
+
 class TimeEmbedding(nn.Module):
     """Embeds time t, target time r and guidance w of a canvas; all outputs start at zero.
 
@@ -62,7 +70,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, config: UnifiedDiffusionConfig):
         super().__init__()
         self.size = config.time_embedding_size
-        self.hidden = nn.Linear(self.size, config.hidden_size)
+        self.hidden = PreciseLinear(self.size, config.hidden_size)
         self.time = ZeroLinear(config.hidden_size, config.hidden_size)
         self.target_time = ZeroLinear(self.size, config.hidden_size, bias=False)
         self.guidance = ZeroLinear(self.size, config.hidden_size, bias=False)

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .configuration_unified_diffusion import UnifiedDiffusionConfig
-from .embeddings import ZeroLinear
+from .embeddings import PreciseLinear, ZeroLinear
 
 
 class TokenEmbedding(nn.Embedding):
@@ -20,7 +20,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, config: UnifiedDiffusionConfig):
         super().__init__()
-        self.down = nn.Linear(config.hidden_size, config.head_rank, bias=False)
+        self.down = PreciseLinear(config.hidden_size, config.head_rank, bias=False)
         self.up = ZeroLinear(config.head_rank, config.hidden_size, bias=False)
 
     def forward(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from ..contracts import Condition, Segment
 from ..quantization import num_weights
@@ -32,7 +32,7 @@ from .checkpoint_metadata import (
 from .checks import check_labels, check_segments
 from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
 from .embedded import EMBEDDED_CHECKPOINT
-from .embeddings import TimeEmbedding
+from .embeddings import PreciseLinear, TimeEmbedding
 from .heads import ContinuousHead, TokenEmbedding, TokenHead
 from .parquet_weights import HUB_KEYS, find_file
 from .pretrained import UnifiedDiffusionOutput, UnifiedDiffusionPreTrainedModel
@@ -126,6 +126,8 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
 
         Usage: `UnifiedDiffusionModel.from_autoregressive("HuggingFaceTB/SmolLM2-135M", vocab_size=8192)`
         """
+        if "gguf_file" in kwargs:  # else transformers may leave the weights in blocks of GGUF
+            kwargs.setdefault("quantization_config", GgufConfig(dequantize=True))
         source = AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
         if vocab_size is None:
             kept_ids = whole_vocabulary(source.config.vocab_size)
@@ -161,7 +163,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         if spec["kind"] == "token":
             self.heads[name] = TokenHead(config)
         else:
-            self.projections[name] = nn.Linear(spec["width"], config.hidden_size)
+            self.projections[name] = PreciseLinear(spec["width"], config.hidden_size)
             self.heads[name] = ContinuousHead(config, spec["width"])
 
     def add_modality(self, name: str, kind: str = "continuous", width: int | None = None) -> None:

@@ -83,7 +83,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder or a name on the Hub.
-            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`.
+            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`.
 
         Usage: `UnifiedDiffusionTextPipeline.from_pretrained()`
         """
@@ -102,7 +102,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         self,
         prompt: str | list[str] | None = None,
         suffix: str | list[str] | None = None,
-        num_inference_steps: int = 16,
+        num_inference_steps: int | None = None,
         max_new_tokens: int = 128,
         block_length: int | None = 32,
         guidance_scale: float = 1.0,
@@ -138,7 +138,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             suffix: what comes after, one or as many as the prompts. All between is then one canvas of exactly
                 `max_new_tokens` tokens, whatever `block_length`; given strings stay as they are.
             num_inference_steps: denoising passes over the whole text, spread evenly over its blocks, at least one
-                each. Fewer are made where a block is done early.
+                each; None: the scheduler's own number, 16 by default. Fewer are made where a block is done early.
             max_new_tokens: the bound on the length; text ends before it at the end token.
             block_length: tokens denoised together; finished blocks are context from the cache. None: the whole text
                 at once.
@@ -176,9 +176,10 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         """
         device = self._execution_device
         config = self.transformer.config
+        steps = self.scheduler.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         check_canvas(canvas, config.vocab_size, config.mask_token_id)
         options = TextOptions(
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=steps,
             max_new_tokens=max_new_tokens if canvas is None else canvas.shape[1],
             block_length=block_length,
             guidance_scale=guidance_scale,
@@ -208,7 +209,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         constrained = self._constrained(constraint, codec, scheduler, rows, options)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
-        with evaluating(self.transformer), self.progress_bar(total=num_inference_steps) as progress:
+        with evaluating(self.transformer), self.progress_bar(total=steps) as progress:
             on_step = step_hook(self, callback_on_step_end, names, streamer, progress)
             ends = [] if options.fixed_length else self._end_token_ids()
             filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, constrained)

@@ -34,7 +34,7 @@ class UnifiedDiffusionTaskPipeline(Pipeline):
 
     def __init__(self, model, tokenizer, **kwargs: Any):
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
-        self.scheduler = scheduler_from(model.config._name_or_path, model.config.mask_token_id)
+        self.scheduler = scheduler_from(model.config._name_or_path, model)
         self._writers: dict[str, UnifiedDiffusionTextPipeline] = {}
 
     def __call__(

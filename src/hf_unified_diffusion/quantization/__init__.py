@@ -8,11 +8,17 @@ from .calibration import calibrated_codes
 from .configuration_arrowquant import QUANT_METHOD, ArrowQuantConfig
 from .dequantized_cache import DequantizedCacheInfo, dequantized_cache_info, set_dequantized_cache_bytes
 from .integer import dequantize, nearest_levels, quantize
-from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights
+from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights, stored_bytes
 from .parquet_files import ShardedParquetWeights, read_parquet_weights, write_parquet_weights
 from .parquet_layout import FormatError
 from .parquet_reader import ParquetWeights
-from .quantizer_arrowquant import ArrowQuantHfQuantizer, quantize_model
+from .quantizer_arrowquant import (
+    ArrowQuantHfQuantizer,
+    layers_to_quantize,
+    mark_quantized,
+    quantize_model,
+    replace_layers,
+)
 
 __all__ = [
     "ArrowQuantConfig",
@@ -28,6 +34,8 @@ __all__ = [
     "calibrated_codes",
     "dequantize",
     "dequantized_cache_info",
+    "layers_to_quantize",
+    "mark_quantized",
     "nearest_levels",
     "num_weights",
     "quantize",
@@ -35,7 +43,9 @@ __all__ = [
     "quantize_model",
     "read_parquet_weights",
     "register",
+    "replace_layers",
     "set_dequantized_cache_bytes",
+    "stored_bytes",
     "write_parquet_weights",
 ]
 

@@ -201,8 +201,12 @@ def bits_per_weight(model: nn.Module) -> float:
 
     Usage: `print(f"{bits_per_weight(model):.2f} bits per weight")`
     """
-    stored = _weights_and_bytes(model).values()
-    return 8 * sum(nbytes for _, nbytes in stored) / sum(count for count, _ in stored)
+    return 8 * stored_bytes(model) / num_weights(model)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of all weights as they are stored, scales included, shared ones once."""
+    return sum(nbytes for _, nbytes in _weights_and_bytes(model).values())
 
 
 def _weights_and_bytes(model: nn.Module) -> dict[int, tuple[int, int]]:
@@ -211,4 +215,9 @@ def _weights_and_bytes(model: nn.Module) -> dict[int, tuple[int, int]]:
         if isinstance(module, QuantizedWeight) and module.is_packed:
             rows, columns = module.matrix_shape
             stored[id(module.weight)] = (rows * columns, module.weight.nbytes + module.weight_scale.nbytes)
+        elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+            # packed by another library (bitsandbytes): whatever it saves besides the bias stands for the matrix
+            saved = [tensor for name, tensor in module.state_dict().items() if name != "bias"]
+            count = module.out_features * module.in_features
+            stored[id(module.weight)] = (count, sum(tensor.nbytes for tensor in saved))
     return stored

@@ -1,5 +1,6 @@
 """LoRA on quantized layers: PEFT's own layer trains and infers; merging goes through the dense matrix."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -7,8 +8,21 @@ from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.model import LoraModel
 from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor
 
 from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
+
+_LEAST_SHARE = 0.5
+_SWALLOWED = (
+    "rounding to {bits} bits swallows more than half of the adapter, whose changes are smaller than a step: leave it "
+    "unmerged, or merge it into the dense model, `model.dequantize()`"
+)
+
+
+def kept_share(change: Tensor, wanted: Tensor) -> float:
+    """How much of a wanted change was made, along its own direction; 1 where none was wanted."""
+    power = wanted.square().sum()
+    return (change * wanted).sum().div(power).item() if power > 0 else 1.0
 
 
 class _RequantizingMerge:
@@ -21,8 +35,10 @@ class _RequantizingMerge:
         for name in check_adapters_to_merge(layer, adapter_names):
             if name not in known:
                 continue
-            merged = base.dequantized(torch.float32) + layer.get_delta_weight(name).float()
-            base.requantize(merged)
+            before, delta = base.dequantized(torch.float32), layer.get_delta_weight(name).detach().float()
+            base.requantize(before + delta)
+            if kept_share(base.dequantized(torch.float32) - before, delta) < _LEAST_SHARE:
+                warnings.warn(_SWALLOWED.format(bits=base.bits), stacklevel=2)
             layer.merged_adapters.append(name)
 
     def unmerge(self) -> None:

@@ -107,6 +107,17 @@ class ArrowQuantHfQuantizer(HfQuantizer):
         return True
 
 
+def layers_to_quantize(model: nn.Module, config: ArrowQuantConfig) -> dict[str, int]:
+    """Module name -> bits, by the policy of the config.
+
+    Layers that transformers ties to others stay dense: one parameter cannot be dense here and packed there.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    dense = {key.removesuffix(".weight") for key in (*tied.keys(), *tied.values())}
+    dense.update(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return config.bits_of_layers(model, dense)
+
+
 def replace_layers(
     model: nn.Module,
     config: ArrowQuantConfig,
@@ -114,14 +125,8 @@ def replace_layers(
     pack: bool = True,
     codes: Mapping[str, Codes] | None = None,
 ) -> nn.Module:
-    """Put quantized layers into a model in place, by the policy of the config, with the codes that are given.
-
-    Layers that transformers ties to others stay dense: one parameter cannot be dense here and packed there.
-    """
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    dense = {key.removesuffix(".weight") for key in (*tied.keys(), *tied.values())}
-    dense.update(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for name, bits in config.bits_of_layers(model, dense).items():
+    """Put quantized layers into a model in place, by the policy of the config, with the codes that are given."""
+    for name, bits in layers_to_quantize(model, config).items():
         layer: Any = model.get_submodule(name)
         dtype = compute_dtype or layer.weight.dtype
         given = (codes or {}).get(name)
@@ -146,8 +151,13 @@ def quantize_model(
     unknown = set(codes or ()) - set(config.bits_of_layers(model))
     if unknown:
         raise ValueError(f"codes must be of layers that the config quantizes, got {sorted(unknown)}")
-    quantizer = ArrowQuantHfQuantizer(config, pre_quantized=False)
     replace_layers(model, config, codes=codes)
+    return mark_quantized(model, config)
+
+
+def mark_quantized(model: PreTrainedModel, config: ArrowQuantConfig) -> PreTrainedModel:
+    """Tell transformers that the layers of a model are packed by this config now."""
+    quantizer = ArrowQuantHfQuantizer(config, pre_quantized=False)
     model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, config.quant_method
     quantizer.postprocess_model(model)
     return model
