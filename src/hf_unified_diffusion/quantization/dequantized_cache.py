@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,9 +14,21 @@ DEFAULT_BYTES = 512 << 20
 _STALE_ROUNDS = 4
 
 
+class Sized(Protocol):
+    """A dense weight in some layout."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of the bound."""
+        ...
+
+
+Dense = TypeVar("Dense", bound=Sized)
+
+
 @dataclass
 class _Entry:
-    dense: Tensor
+    dense: Any
     stamp: tuple[Any, ...]
     sources: tuple[Tensor, ...]  # kept alive, so that no other tensor can take the addresses in the stamp
     last_lookup: int
@@ -35,11 +47,12 @@ class DequantizedCache:
         self._lookups = 0
         self.limit_bytes = limit_bytes
 
-    def get(
-        self, owner: nn.Module, sources: tuple[Tensor, ...], dtype: torch.dtype, make: Callable[[], Tensor]
-    ) -> Tensor:
-        """The dense weight of `owner`, from the cache unless a source was written to, replaced or moved."""
-        stamp = (dtype, *(_stamp(source) for source in sources))
+    def get(self, owner: nn.Module, sources: tuple[Tensor, ...], form: Any, make: Callable[[], Dense]) -> Dense:
+        """The dense weight of `owner`, from the cache unless a source was written to, replaced or moved.
+
+        `form` tells the layouts of one weight apart; only the last one asked for is kept.
+        """
+        stamp = (form, *(_stamp(source) for source in sources))
         with self._lock:
             self._lookups += 1
             entry = self._entries.get(owner)
@@ -52,9 +65,19 @@ class DequantizedCache:
             sources = tuple(source.detach() for source in sources)
         with self._lock:
             self._entries.pop(owner, None)
-            if self._make_room(dense.nbytes):
+            idle = self._idle_beyond(dense.nbytes)
+            for other in idle or ():
+                del self._entries[other]
+            if idle is not None:
                 self._entries[owner] = _Entry(dense, stamp, sources, self._lookups)
         return dense
+
+    def keeps(self, owner: nn.Module, nbytes: int) -> bool:
+        """Whether a dense weight of that size would stay: a layout that is costly to make pays off only then."""
+        with self._lock:
+            entry = self._entries.get(owner)
+            given_back = 0 if entry is None else entry.dense.nbytes
+            return nbytes <= given_back or self._idle_beyond(nbytes - given_back) is not None
 
     def used_bytes(self) -> int:
         """Bytes of dense weights held now."""
@@ -73,20 +96,16 @@ class DequantizedCache:
     def _oldest_first(self) -> list[tuple[nn.Module, _Entry]]:
         return sorted(self._entries.items(), key=lambda item: item[1].last_lookup)
 
-    def _make_room(self, nbytes: int) -> bool:
-        free = self.limit_bytes - self.used_bytes()
-        if nbytes <= free:
-            return True
+    def _idle_beyond(self, nbytes: int) -> list[nn.Module] | None:
+        """The layers to drop so that `nbytes` more fit; None if those at rest do not free enough."""
+        free, idle = self.limit_bytes - self.used_bytes(), []
         stale_before = self._lookups - _STALE_ROUNDS * len(self._entries)
-        stale = [(owner, entry) for owner, entry in self._oldest_first() if entry.last_lookup < stale_before]
-        if nbytes > free + sum(entry.dense.nbytes for _, entry in stale):
-            return False
-        for owner, entry in stale:
-            if nbytes <= free:
+        for owner, entry in self._oldest_first() if nbytes > free else ():
+            if nbytes <= free or entry.last_lookup >= stale_before:
                 break
             free += entry.dense.nbytes
-            del self._entries[owner]
-        return True
+            idle.append(owner)
+        return idle if nbytes <= free else None
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int, torch.device]:

@@ -119,7 +119,9 @@ def replace_layers(
     for name, bits in config.bits_of_layers(model, dense).items():
         layer: Any = model.get_submodule(name)
         dtype = compute_dtype or layer.weight.dtype
-        model.set_submodule(name, quantize_layer(layer, bits, config.group_size, dtype, pack))
+        quantized = quantize_layer(layer, bits, config.group_size, dtype, pack)
+        quantized.activation_bits = config.activation_bits if bits == config.bits else 16
+        model.set_submodule(name, quantized)
     return model
 
 
