@@ -1,6 +1,8 @@
 """Matrix products on a CPU by oneDNN, with weights laid out for it once; `F.linear` lays them out at every call."""
 
+import threading
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -10,6 +12,8 @@ from .integer import dequantize
 
 # int8 codes per scale of the coarser codes, as many as fit: the levels of a row with one scale stay exact
 _STEPS = {8: 1, 4: 15, 2: 84}
+_MAGNITUDE = {torch.bfloat16: (torch.int16, 0x7FFF), torch.float32: (torch.int32, 0x7FFFFFFF)}
+_last = threading.local()
 
 
 def has_bf16_products() -> bool:
@@ -18,9 +22,12 @@ def has_bf16_products() -> bool:
     return units and torch.backends.mkldnn.is_available()
 
 
-def has_int8_products() -> bool:
-    """Whether this CPU sums products of bytes into int32 (VNNI, AMX); without, oneDNN's sums could saturate."""
-    return torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()
+def multiplies_in_int8(dtype: torch.dtype) -> bool:
+    """Whether tokens of that dtype may be rounded, and this CPU sums products of bytes into int32 (VNNI, AMX).
+
+    Without, oneDNN's sums could saturate.
+    """
+    return dtype in _MAGNITUDE and torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Int8Matrix:
 
     def __call__(self, x: Float[Tensor, "*shape in"], bias: Tensor | None) -> Float[Tensor, "*shape out"]:
         """`F.linear` within the rounding of the tokens, in the dtype of x; no gradient."""
-        tokens, scale = int8_tokens(x.reshape(-1, x.shape[-1]))
+        tokens, scale = _shared_int8_tokens(x)
         # float32 out: scaling a rounded bfloat16 would round twice
         product = torch.ops.onednn.qlinear_pointwise(
             tokens, 1.0, 128, self.codes, self.scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
@@ -83,6 +90,19 @@ def int8_rows(
 
 def int8_tokens(x: Float[Tensor, "tokens in"]) -> tuple[UInt8[Tensor, "tokens in"], Float[Tensor, "tokens 1"]]:
     """Each token as codes -127...127, stored with 128 added, and its scale; NaN and infinity reach the scale."""
-    scale = x.abs().amax(-1, keepdim=True).float().clamp_min_(1e-30) / 127
+    # the bits of |x| are in the order of its values, and integers have the faster maximum
+    word, bits = _MAGNITUDE[x.dtype]
+    largest = (x.view(word) & bits).amax(-1, keepdim=True).view(x.dtype)
+    scale = largest.float().clamp_min_(1e-30).div_(127)
     codes = (x * scale.reciprocal()).round_().to(torch.int8)
     return codes.view(torch.uint8).bitwise_xor_(128), scale
+
+
+def _shared_int8_tokens(x: Float[Tensor, "*shape in"]) -> tuple[Tensor, Tensor]:
+    """`int8_tokens`, remembering the last answer of this thread: queries, keys and values read the same tokens."""
+    version = None if x.is_inference() else x._version
+    source, seen, rounded = getattr(_last, "answer", (lambda: None, None, None))
+    if version is None or source() is not x or seen != version:
+        rounded = int8_tokens(x.reshape(-1, x.shape[-1]).contiguous())
+        _last.answer = ref(x), version, rounded
+    return rounded

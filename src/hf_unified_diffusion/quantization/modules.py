@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .cpu_matmul import BFloat16Matrix, Int8Matrix, has_bf16_products, has_int8_products
+from .cpu_matmul import BFloat16Matrix, Int8Matrix, has_bf16_products, multiplies_in_int8
 from .dequantized_cache import CACHE
 from .integer import SCALE_DTYPE, dequantize, quantize
 
@@ -67,7 +67,7 @@ class QuantizedWeight(nn.Module):
         """The matrix in oneDNN's order, None where this CPU gains nothing by it or the cache has no room for it."""
         packed, scale, bits = self.weight, self.weight_scale, self.bits
         count = self.matrix_shape[0] * self.matrix_shape[1]
-        if self.activation_bits == 8 and has_int8_products() and CACHE.keeps(self, count):
+        if self.activation_bits == 8 and multiplies_in_int8(dtype) and CACHE.keeps(self, count):
             return CACHE.get(self, (packed, scale), "int8", lambda: Int8Matrix.of(packed.detach(), scale, bits))
         if dtype != torch.bfloat16 or not has_bf16_products() or not CACHE.keeps(self, 2 * count):
             return None
