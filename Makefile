@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 TRAIN_ARGS ?=
-BENCHMARKS ?= perplexity generation infilling speed invariance
+BENCHMARKS ?= perplexity generation infilling speed latency invariance
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -100,9 +100,10 @@ def int8_tokens(x: Float[Tensor, "tokens in"]) -> tuple[UInt8[Tensor, "tokens in
 
 def _shared_int8_tokens(x: Float[Tensor, "*shape in"]) -> tuple[Tensor, Tensor]:
     """`int8_tokens`, remembering the last answer of this thread: queries, keys and values read the same tokens."""
-    version = None if x.is_inference() else x._version
-    source, seen, rounded = getattr(_last, "answer", (lambda: None, None, None))
-    if version is None or source() is not x or seen != version:
-        rounded = int8_tokens(x.reshape(-1, x.shape[-1]).contiguous())
-        _last.answer = ref(x), version, rounded
+    version = None if x.is_inference() else x._version  # tensors of inference mode count no writes
+    last = getattr(_last, "answer", None)
+    if last is not None and version is not None and last[0]() is x and last[1] == version:
+        return last[2]
+    rounded = int8_tokens(x.reshape(-1, x.shape[-1]).contiguous())
+    _last.answer = ref(x), version, rounded
     return rounded

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-DEFAULT_BYTES = 512 << 20
+DEFAULT_BYTES = 1 << 30  # 500M weights in bfloat16
 # a layer that a few whole rounds through the others did not touch belongs to a model that is at rest
 _STALE_ROUNDS = 4
 
@@ -116,7 +116,7 @@ CACHE = DequantizedCache(DEFAULT_BYTES)
 
 
 def set_dequantized_cache_bytes(limit_bytes: int) -> int:
-    """Bound the dense weights that quantized layers keep (512 MiB at first); 0 dequantizes at each use.
+    """Bound the dense weights that quantized layers keep (1 GiB at first); 0 dequantizes at each use.
 
     Returns the previous bound. Usage: `set_dequantized_cache_bytes(2 << 30)`
     """
