@@ -128,7 +128,6 @@ def test_layers_round_tokens_only_where_they_are_told_and_no_gradient_is_wanted(
 def test_tokens_that_were_written_to_are_rounded_anew() -> None:
     rounding, x = layer(8), torch.randn(4, 256)
     before = rounding(x)
-    assert torch.equal(rounding(x.clone()), before)
     x.mul_(2)
     assert torch.allclose(rounding(x) - rounding.bias, 2 * (before - rounding.bias), atol=1e-5)
 
