@@ -130,9 +130,12 @@ def shares(function: Callable[[], object]) -> dict[str, float]:
     for event in trace.events():
         ranges[event.name].append((event.time_range.start, event.time_range.end))
 
+    ordered = {label: sorted(found) for label, found in ranges.items()}
+
     def inside(event, label: str) -> bool:
-        before = bisect(sorted(ranges[label]), (event.time_range.start, float("inf"))) - 1
-        return before >= 0 and event.time_range.end <= sorted(ranges[label])[before][1]
+        found = ordered.get(label, [])
+        before = bisect(found, (event.time_range.start, math.inf)) - 1
+        return before >= 0 and event.time_range.end <= found[before][1]
 
     def part_of(event) -> str:
         if event.name in ("all", "trunk", "dequantize"):
