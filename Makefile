@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 TRAIN_ARGS ?=
-BENCHMARKS ?= perplexity generation infilling speed invariance loading
+BENCHMARKS ?= perplexity generation infilling speed latency invariance loading
 FUZZ_ARGS ?= --mutations 200000 --processes 2
 
 BIN := $(VENV)/bin

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from hf_unified_diffusion.modeling.shared_transformer import MOST_SCORES, attend, attend_by_matmuls
+from hf_unified_diffusion.modeling.shared_transformer import (
+    FEWEST_QUERIES,
+    MOST_SCORES,
+    MOST_SCORES_AT_ONCE,
+    attend,
+    attend_by_matmuls,
+    faster_by_matmuls,
+)
 
 QUERIES, KEYS, WIDTH = 6, 9, 8
 
@@ -56,3 +63,20 @@ def test_long_sequences_never_hold_their_scores() -> None:
     assert "Flash" in type(attend(query, query, query, None).grad_fn).__name__
     short = query[:, :, :16].detach().requires_grad_()
     assert "Flash" not in type(attend(short, short, short, None).grad_fn).__name__
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("queries", [1, FEWEST_QUERIES - 1, FEWEST_QUERIES, 33])
+def test_reading_in_bfloat16_is_close_to_float32(queries: int) -> None:
+    inputs = [heads(h, n, s) for h, n, s in ((4, queries, 1), (2, 40, 2), (2, 40, 3))]
+    read = attend(*(x.bfloat16() for x in inputs), None)
+    torch.testing.assert_close(read.float(), attend(*inputs, None), atol=0.03, rtol=0.03)
+
+
+@torch.no_grad()
+def test_reading_holds_few_scores_at_once() -> None:
+    length = int((MOST_SCORES_AT_ONCE // 8) ** 0.5)
+    query = torch.empty(2, 4, length, WIDTH, dtype=torch.bfloat16)
+    assert faster_by_matmuls(query, query)
+    assert not faster_by_matmuls(query.repeat(2, 1, 1, 1), query)
+    assert not faster_by_matmuls(query.float(), query.float())

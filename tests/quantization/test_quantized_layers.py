@@ -160,6 +160,22 @@ def test_the_bound_holds_and_changes_no_result(layers_that_fit: int) -> None:
     assert CACHE.used_bytes() == min(layers_that_fit, 6) * LAYER_BYTES
 
 
+@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("layers_that_fit", [0, 1, 3, 100])
+def test_the_bound_holds_for_every_layout(layers_that_fit: int, activation_bits: int) -> None:
+    layers = [linear(seed=i).to(torch.bfloat16).requires_grad_(False) for i in range(6)]
+    for layer in layers:
+        layer.activation_bits = activation_bits
+    limit = layers_that_fit * LAYER_BYTES // 2
+    set_dequantized_cache_bytes(limit)
+    x = torch.randn(2, 64).bfloat16()
+    for _ in range(3):
+        for layer in layers:
+            wanted = F.linear(x.double(), plain(layer).double(), layer.bias.double())
+            assert (layer(x).double() - wanted).norm() < 0.02 * wanted.norm()
+            assert CACHE.used_bytes() <= limit
+
+
 def test_rounds_larger_than_the_bound_still_find_what_fits() -> None:
     layers = [linear(seed=i) for i in range(6)]
     set_dequantized_cache_bytes(3 * LAYER_BYTES)

@@ -112,6 +112,22 @@ def test_quantizing_in_memory_equals_quantizing_on_load(dense: PreTrainedModel, 
         quantize_model(in_memory, ArrowQuantConfig(bits=8))
 
 
+def test_rounded_tokens_are_chosen_by_the_config_and_kept_out_of_the_ends(
+    dense: PreTrainedModel, folder: Path, tmp_path: Path
+) -> None:
+    name = LAYERS[type(dense).__name__]
+    quantize_model(type(dense).from_pretrained(folder), ArrowQuantConfig(bits=2)).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="loading attributes"):
+        rounding = type(dense).from_pretrained(tmp_path, quantization_config=ArrowQuantConfig(activation_bits=8))
+    rounding.save_pretrained(tmp_path / "saved")
+    for model in (rounding, type(dense).from_pretrained(tmp_path / "saved")):
+        found = [model.get_submodule(f"{name}.{i}.self_attn.q_proj").activation_bits for i in range(4)]
+        assert found == [16, 8, 8, 16]
+        assert model.config.quantization_config.activation_bits == 8
+    exact = answer(type(dense).from_pretrained(tmp_path))
+    assert (answer(rounding) - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_dequantized_models_give_the_same_answers(
     dense: PreTrainedModel, folder: Path, tmp_path: Path, bits: int
@@ -303,6 +319,7 @@ def test_missing_folders_are_reported_as_by_transformers(tmp_path: Path) -> None
         ({"group_size": 6}, "group_size"),
         ({"group_size": 64.0}, "group_size"),
         ({"weights_format": "pickle"}, "weights_format"),
+        ({"activation_bits": 4}, "activation_bits"),
         ({"quant_method": "gptq"}, "quant_method"),
     ],
 )

@@ -11,6 +11,7 @@ from .modules import QuantizedWeight, can_quantize
 
 QUANT_METHOD = "arrowquant"
 WEIGHTS_FORMATS = ("parquet", "safetensors")
+ACTIVATION_BITS = (8, 16)
 # "embeddings" stands for every embedding layer, the two blocks for the ends of the longest module list
 DEFAULT_INT8_MODULES = (
     "embeddings",
@@ -36,6 +37,9 @@ class ArrowQuantConfig(QuantizationConfigMixin):
             heads, first and last block, time embedding, unembedding. [] quantizes everything to `bits`.
         modules_to_not_convert: names left dense. None: input projections and the first layer of the time embedding.
         weights_format: the file `save_pretrained` writes, "parquet" (`model.arrowquant.parquet`) or "safetensors".
+        activation_bits: 8 rounds the tokens that layers of `bits` multiply to int8, each with a scale of its own: twice
+            as fast on CPUs that sum products of bytes (VNNI, AMX; others ignore it) where no gradient is wanted, and
+            less exact, see docs/decisions/0006-matmuls-on-cpus.md. 16: they compute in the model's dtype.
         dequantize: load a quantized checkpoint as a dense model; never saved.
 
     Raises ValueError for values out of range and unknown names.
@@ -49,6 +53,7 @@ class ArrowQuantConfig(QuantizationConfigMixin):
         int8_modules: Sequence[str] | None = None,
         modules_to_not_convert: Sequence[str] | None = None,
         weights_format: str = "parquet",
+        activation_bits: int = 16,
         dequantize: bool = False,
         quant_method: str = QUANT_METHOD,
     ):
@@ -58,6 +63,8 @@ class ArrowQuantConfig(QuantizationConfigMixin):
             raise ValueError(f"group_size must be a positive multiple of 4, got {group_size!r}")
         if weights_format not in WEIGHTS_FORMATS:
             raise ValueError(f"weights_format must be one of {WEIGHTS_FORMATS}, got {weights_format!r}")
+        if activation_bits not in ACTIVATION_BITS:
+            raise ValueError(f"activation_bits must be one of {ACTIVATION_BITS}, got {activation_bits!r}")
         if quant_method != QUANT_METHOD:
             raise ValueError(f"quant_method must be {QUANT_METHOD!r}, got {quant_method!r}")
         self.quant_method: Any = quant_method
@@ -65,11 +72,11 @@ class ArrowQuantConfig(QuantizationConfigMixin):
         self.int8_modules = list(DEFAULT_INT8_MODULES if int8_modules is None else int8_modules)
         dense = DEFAULT_DENSE_MODULES if modules_to_not_convert is None else modules_to_not_convert
         self.modules_to_not_convert = list(dense)
-        self.weights_format, self.dequantize = weights_format, dequantize
+        self.weights_format, self.activation_bits, self.dequantize = weights_format, activation_bits, dequantize
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What a config given at load time may change about a saved one."""
-        return {"dequantize": self.dequantize}
+        return {"dequantize": self.dequantize, "activation_bits": self.activation_bits}
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds."""

@@ -3,13 +3,13 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-DEFAULT_BYTES = 512 << 20
+DEFAULT_BYTES = 1 << 30  # 500M weights in bfloat16
 # a layer that a few whole rounds through the others did not touch belongs to a model that is at rest
 _STALE_ROUNDS = 4
 
@@ -32,9 +32,21 @@ class DequantizedCacheInfo:
     limit_bytes: int
 
 
+class Sized(Protocol):
+    """A dense weight in some layout."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of the bound."""
+        ...
+
+
+Dense = TypeVar("Dense", bound=Sized)
+
+
 @dataclass
 class _Entry:
-    dense: Tensor
+    dense: Any
     stamp: tuple[Any, ...]
     sources: tuple[Tensor, ...]  # kept alive, so that no other tensor can take the addresses in the stamp
     last_lookup: int
@@ -53,11 +65,12 @@ class DequantizedCache:
         self._lookups = self._dequantizations = 0
         self.limit_bytes = limit_bytes
 
-    def get(
-        self, owner: nn.Module, sources: tuple[Tensor, ...], dtype: torch.dtype, make: Callable[[], Tensor]
-    ) -> Tensor:
-        """The dense weight of `owner`, from the cache unless a source was written to, replaced or moved."""
-        stamp = (dtype, *(_stamp(source) for source in sources))
+    def get(self, owner: nn.Module, sources: tuple[Tensor, ...], form: Any, make: Callable[[], Dense]) -> Dense:
+        """The dense weight of `owner`, from the cache unless a source was written to, replaced or moved.
+
+        `form` tells the layouts of one weight apart; only the last one asked for is kept.
+        """
+        stamp = (form, *(_stamp(source) for source in sources))
         with self._lock:
             self._lookups += 1
             entry = self._entries.get(owner)
@@ -71,7 +84,10 @@ class DequantizedCache:
         with self._lock:
             self._dequantizations += 1
             self._entries.pop(owner, None)
-            if self._make_room(dense.nbytes):
+            idle = self._idle_beyond(dense.nbytes)
+            for other in idle or ():
+                del self._entries[other]
+            if idle is not None:
                 self._entries[owner] = _Entry(dense, stamp, sources, self._lookups)
         return dense
 
@@ -80,6 +96,13 @@ class DequantizedCache:
         with self._lock:
             made, layers = self._dequantizations, len(self._entries)
             return DequantizedCacheInfo(made, self._lookups - made, layers, self.used_bytes(), self.limit_bytes)
+
+    def keeps(self, owner: nn.Module, nbytes: int) -> bool:
+        """Whether a dense weight of that size would stay: a layout that is costly to make pays off only then."""
+        with self._lock:
+            entry = self._entries.get(owner)
+            given_back = 0 if entry is None else entry.dense.nbytes
+            return nbytes <= given_back or self._idle_beyond(nbytes - given_back) is not None
 
     def used_bytes(self) -> int:
         """Bytes of dense weights held now."""
@@ -98,20 +121,16 @@ class DequantizedCache:
     def _oldest_first(self) -> list[tuple[nn.Module, _Entry]]:
         return sorted(self._entries.items(), key=lambda item: item[1].last_lookup)
 
-    def _make_room(self, nbytes: int) -> bool:
-        free = self.limit_bytes - self.used_bytes()
-        if nbytes <= free:
-            return True
+    def _idle_beyond(self, nbytes: int) -> list[nn.Module] | None:
+        """The layers to drop so that `nbytes` more fit; None if those at rest do not free enough."""
+        free, idle = self.limit_bytes - self.used_bytes(), []
         stale_before = self._lookups - _STALE_ROUNDS * len(self._entries)
-        stale = [(owner, entry) for owner, entry in self._oldest_first() if entry.last_lookup < stale_before]
-        if nbytes > free + sum(entry.dense.nbytes for _, entry in stale):
-            return False
-        for owner, entry in stale:
-            if nbytes <= free:
+        for owner, entry in self._oldest_first() if nbytes > free else ():
+            if nbytes <= free or entry.last_lookup >= stale_before:
                 break
             free += entry.dense.nbytes
-            del self._entries[owner]
-        return True
+            idle.append(owner)
+        return idle if nbytes <= free else None
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int, torch.device]:
@@ -122,7 +141,7 @@ CACHE = DequantizedCache(DEFAULT_BYTES)
 
 
 def set_dequantized_cache_bytes(limit_bytes: int) -> int:
-    """Bound the dense weights that quantized layers keep (512 MiB at first); 0 dequantizes at each use.
+    """Bound the dense weights that quantized layers keep (1 GiB at first); 0 dequantizes at each use.
 
     Returns the previous bound. Usage: `set_dequantized_cache_bytes(2 << 30)`
     """

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .cpu_matmul import BFloat16Matrix, Int8Matrix, has_bf16_products, multiplies_in_int8
 from .dequantized_cache import CACHE
 from .integer import SCALE_DTYPE, Codes, dequantize, quantize
 
@@ -27,6 +28,7 @@ class QuantizedWeight(nn.Module):
     group_size: int
     compute_dtype: torch.dtype
     original_class: type[nn.Module]
+    activation_bits: int = 16
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -48,6 +50,30 @@ class QuantizedWeight(nn.Module):
         if torch.compiler.is_compiling():
             return dequantize(packed.detach(), scale, bits, wanted)
         return CACHE.get(self, (packed, scale), wanted, lambda: dequantize(packed.detach(), scale, bits, wanted))
+
+    def multiply(self, x: Float[Tensor, "*shape in"], bias: Tensor | None = None) -> Float[Tensor, "*shape out"]:
+        """`F.linear` with the dense matrix; on a CPU by oneDNN where no gradient is wanted and its layout is kept."""
+        kind = x.device.type
+        # under autocast the matrix is wanted in its dtype, else F.linear would cast it at each call
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+        if kind == "cpu" and not (wants_gradient or torch.compiler.is_compiling() or x.numel() == 0):
+            matrix = self._laid_out(dtype)
+            if matrix is not None:
+                return matrix(x.to(dtype), None if bias is None else bias.to(dtype))
+        return F.linear(x, self.dequantized(dtype), bias)
+
+    def _laid_out(self, dtype: torch.dtype) -> Int8Matrix | BFloat16Matrix | None:
+        """The matrix in oneDNN's order, None where this CPU gains nothing by it or the cache has no room for it."""
+        packed, scale, bits = self.weight, self.weight_scale, self.bits
+        count = self.matrix_shape[0] * self.matrix_shape[1]
+        if self.activation_bits == 8 and multiplies_in_int8(dtype) and CACHE.keeps(self, count):
+            return CACHE.get(self, (packed, scale), "int8", lambda: Int8Matrix.of(packed.detach(), scale, bits))
+        if dtype != torch.bfloat16 or not has_bf16_products() or not CACHE.keeps(self, 2 * count):
+            return None
+        return CACHE.get(
+            self, (packed, scale), "bf16", lambda: BFloat16Matrix.of(dequantize(packed.detach(), scale, bits, dtype))
+        )
 
     @torch.no_grad()
     def requantize(self, dense: Float[Tensor, "rows columns"]) -> None:
@@ -81,10 +107,7 @@ class QuantizedLinear(QuantizedWeight, nn.Linear):
         return self.out_features, self.in_features
 
     def forward(self, x: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
-        kind = x.device.type
-        # under autocast the matrix is wanted in its dtype, else F.linear would cast it at each call
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return F.linear(x, self.dequantized(dtype), self.bias)
+        return self.multiply(x, self.bias)
 
     def extra_repr(self) -> str:
         return f"{nn.Linear.extra_repr(self)}, {self._quantized_repr()}"
@@ -106,7 +129,7 @@ class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
 
     def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape rows"]:
         """Inner products with every row: the unembedding that shares this tensor."""
-        return F.linear(hidden, self.dequantized(hidden.dtype))
+        return self.multiply(hidden)
 
     def extra_repr(self) -> str:
         return f"{nn.Embedding.extra_repr(self)}, {self._quantized_repr()}"
@@ -183,8 +206,8 @@ def quantize_layer(
 def dequantize_layer(layer: QuantizedWeight, dtype: torch.dtype | None = None) -> nn.Module:
     """The dense layer of the original class, with parameters of its own in `dtype` (default: the compute dtype)."""
     dense = _twin(layer, layer.original_class)
-    for name in ("bits", "group_size", "compute_dtype"):
-        del dense.__dict__[name]
+    for name in ("bits", "group_size", "compute_dtype", "activation_bits"):
+        dense.__dict__.pop(name, None)
     del dense._buffers["weight_scale"]
     wanted = layer.compute_dtype if dtype is None else dtype
     dense.weight = nn.Parameter(dequantize(layer.weight.detach(), layer.weight_scale, layer.bits, wanted))

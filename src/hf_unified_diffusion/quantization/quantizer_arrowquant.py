@@ -130,7 +130,9 @@ def replace_layers(
         layer: Any = model.get_submodule(name)
         dtype = compute_dtype or layer.weight.dtype
         given = (codes or {}).get(name)
-        model.set_submodule(name, quantize_layer(layer, bits, config.group_size, dtype, pack, given))
+        quantized = quantize_layer(layer, bits, config.group_size, dtype, pack, given)
+        quantized.activation_bits = config.activation_bits if bits == config.bits else 16
+        model.set_submodule(name, quantized)
     return model
 
 

@@ -52,7 +52,7 @@ def draw_masks(
     logits[:, mask_token_id] = -torch.inf
     log_probs = logits.log_softmax(-1)
     probs = log_probs.exp()
-    entropy = -(probs * log_probs.clamp_min(-1e4)).sum(-1)  # clamped: 0 * -inf is NaN
+    entropy = -log_probs.clamp_min_(-1e4).mul_(probs).sum(-1)  # clamped: 0 * -inf is NaN
     if not entropy.isfinite().all():
         raise ValueError("model_output must have a finite logit and neither NaN nor inf at every mask, got one without")
     per_row = masked.sum(1).tolist()
