@@ -105,11 +105,13 @@ class DerivedIndexes:
             revision, last_id = (-1 if state is None else state[0]), newest[0] or 0
             if held.index is not None and (held.revision, held.last_id) == (revision, last_id):
                 return held.index
+            saved = sql.execute("SELECT 1 FROM snapshots WHERE namespace = ?", (namespace.number,)).fetchone()
             above = held.last_id if held.revision == revision else 0
             live = live_ids(sql, namespace.number, above, time.time())
         index = self._changed(held, namespace, live, above)
         held.index, held.revision, held.last_id = index, revision, last_id
-        if held.unsaved_rows > max(MIN_UNSAVED_ROWS, UNSAVED_SHARE * len(index.ids)) and not self.database.read_only:
+        unsaved = held.unsaved_rows if saved else len(index.ids)
+        if unsaved > max(MIN_UNSAVED_ROWS, UNSAVED_SHARE * len(index.ids)) and not self.database.read_only:
             self._save(held, index, namespace)
         return index
 
