@@ -19,7 +19,7 @@ from ..contracts import Encoder
 from .database import CorruptStorageError, Database, StorageError
 from .derived_indexes import DerivedIndexes
 from .hopfield import check_beta, hopfield_readout
-from .records import Memory, Payload, check_expiry, check_name, check_status, metadata_json, unit_vectors
+from .records import Memory, Payload, check_name, check_status, check_time, metadata_json, unit_vectors
 from .rows import (
     Namespace,
     Row,
@@ -161,7 +161,8 @@ class ArrowStorage:
             )
         check_name("source", source)
         check_status(status)
-        check_expiry(expires_at)
+        if expires_at is not None:
+            check_time("expires_at", expires_at)
         rows = [
             make_row(
                 self._encoder_name(), modality, payload, sample_rate_hz, vector, source, metadata_json(annotation),
@@ -312,8 +313,7 @@ class ArrowStorage:
 
         Usage: `storage.export("anna", "anna.parquet")`
         """
-        pages = ([(row, place.encoder) for _, row in page] for place, page in self._pages(namespace))
-        return write_parquet(path, pages)
+        return write_parquet(path, self._intact_rows(namespace))
 
     def import_(self, namespace: str, path: str | os.PathLike[str], *, trusted: bool = False) -> int:
         """Take in a file that `export` wrote, all of it or nothing. Gives the number of memories in it.
@@ -332,10 +332,7 @@ class ArrowStorage:
 
         Usage: `storage.dataset("anna").get_nearest_examples("embedding", vector, k=5)`
         """
-        pages = (
-            [(row, place.encoder) for _, row in page if row.status == "active"]
-            for place, page in self._pages(namespace)
-        )
+        pages = ([pair for pair in page if pair[0].status == "active"] for page in self._intact_rows(namespace))
         return indexed_dataset(pages)
 
     def stats(self, namespace: str | None = None) -> dict[str, Any]:
@@ -393,6 +390,13 @@ class ArrowStorage:
                 return
             yield place, [(row_id, row) for row_id, row in page if not _expired(row)]
             last_id = page[-1][0]
+
+    def _intact_rows(self, namespace: str) -> Iterator[list[tuple[Row, str]]]:
+        """All rows with their encoder; raises CorruptStorageError at one that is damaged."""
+        for place, page in self._pages(namespace):
+            for row_id, row in page:
+                self._memory(row_id, row, place.encoder)
+            yield [(row, place.encoder) for _, row in page]
 
     def _live(self, place: Namespace, ids: np.ndarray, query: Float32[np.ndarray, "width"]) -> list[Memory]:
         """Of these ids, those that the store lets be recalled, by their exact scores."""

@@ -59,8 +59,8 @@ PRAGMAS = (
 )
 FAULTS = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "the disk is full"),
-    sqlite3.SQLITE_READONLY: (errno.EROFS, "the folder or its files are read-only (open with read_only=True)"),
-    sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "its files cannot be opened"),
+    sqlite3.SQLITE_READONLY: (errno.EROFS, "the folder or its files are read-only (read_only=True reads them)"),
+    sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "its files cannot be opened or made (read_only=True makes none)"),
     sqlite3.SQLITE_PERM: (errno.EACCES, "access is refused"),
     sqlite3.SQLITE_IOERR: (errno.EIO, "the disk failed"),
     sqlite3.SQLITE_BUSY: (errno.EAGAIN, "another process held the lock for too long"),
@@ -118,30 +118,17 @@ class Database:
         if not read_only:
             _make_folder(folder)
         with storage_errors(self.path):
-            self._connection = self._open_read_only() if read_only else self._open()
-
-    def _open(self) -> sqlite3.Connection:
-        connection = self._connect("rwc")
-        try:
-            if self._user_version(connection) == 0:
-                self._create(connection)
-            self._user_version(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            self._connection = self._open_read_only() if read_only else self._connect("rwc")
 
     def _open_read_only(self) -> sqlite3.Connection:
         self._unlogged = None
-        connection = self._connect("ro")
         try:
-            self._user_version(connection)
-            return connection
+            return self._connect("ro")
         except sqlite3.OperationalError as error:
-            connection.close()
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN or self._log_bytes():
+            no_log_can_be_made = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+            if not no_log_can_be_made or self._log_bytes():
                 raise
-        # no log, and none can be made here: the file alone is whole, for as long as nobody changes it
+        # without a log the file alone is whole, for as long as nobody changes it
         self._unlogged = self._stamp()
         return self._connect("ro&immutable=1")
 
@@ -150,8 +137,15 @@ class Database:
         connection = sqlite3.connect(
             uri, uri=True, timeout=self.timeout_s, isolation_level=None, check_same_thread=False
         )
-        for pragma in PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+            if self._user_version(connection) == 0:
+                self._create(connection)
+                self._user_version(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _user_version(self, connection: sqlite3.Connection) -> int:
@@ -244,14 +238,23 @@ class Database:
                 remove_files(sql)
             with self._lock, storage_errors(self.path):
                 self._connection.execute("VACUUM")
-                (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if busy:
-                raise StorageError(errno.EAGAIN, "a reader holds the log", str(self.path))
+                self._empty_log()
         except StorageError as error:
             cause = f"deleted memories are gone from every answer, but not yet from the disk ({error}): call purge()"
             raise StorageError(error.errno, cause, str(self.path)) from error
         with self.write() as sql:  # a deletion since then is still to be scrubbed
             sql.execute("UPDATE store SET scrubbed = max(scrubbed, ?)", (deletions,))
+
+    def _empty_log(self) -> None:
+        """Move the log into the file; waits for readers, and for another process that does the same."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:  # where another process does it, SQLite does not wait by itself
+            (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+            if time.monotonic() > deadline:
+                raise StorageError(errno.EAGAIN, "a reader holds the log", str(self.path))
+            time.sleep(0.01)
 
     def damage(self) -> list[str]:
         """What SQLite's check of the whole file finds; empty where all is well."""

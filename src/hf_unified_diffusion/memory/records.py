@@ -155,12 +155,10 @@ def check_status(status: str) -> None:
         raise ValueError(f"status must be one of {STATUSES}, got {status!r}")
 
 
-def check_expiry(expires_at: float | None) -> None:
-    """Raise ValueError unless it is a time in seconds since 1970, or None."""
-    if expires_at is None:
-        return
-    if isinstance(expires_at, bool) or not isinstance(expires_at, int | float) or not math.isfinite(expires_at):
-        raise ValueError(f"expires_at must be finite seconds since 1970 or None, got {expires_at!r}")
+def check_time(what: str, seconds: float) -> None:
+    """Raise ValueError unless it is a time in seconds since 1970."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        raise ValueError(f"{what} must be finite seconds since 1970, got {seconds!r}")
 
 
 def metadata_json(metadata: Mapping[str, Any] | None) -> str:

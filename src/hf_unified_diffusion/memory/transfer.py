@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.arrow_writer import ParquetWriter
 
-from .records import check_expiry, check_name, check_status, metadata_json, unit_vectors, unpack
+from .records import check_name, check_status, check_time, metadata_json, unit_vectors, unpack
 from .rows import Row, make_row
 from .vector_index import import_faiss
 
@@ -53,10 +53,7 @@ def columns_of(page: Page) -> dict[str, list[Any]]:
 
 
 def write_parquet(path: str | os.PathLike[str], pages: Iterable[Page]) -> int:
-    """Write rows to a file that appears whole or not at all; gives their number.
-
-    Raises ValueError for a row that is not what was stored.
-    """
+    """Write rows to a file that appears whole or not at all; gives their number."""
     path, num_rows = Path(path), 0
     partial_path = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     try:
@@ -99,8 +96,13 @@ def _checked_row(entry: dict[str, Any], encoder: str, trusted: bool) -> Row:
         raise ValueError(f"embeddings of the file must have length 1, got {np.linalg.norm(embedding):.4g}")
     check_name("source", entry["source"])
     check_status(entry["status"])
-    check_expiry(entry["expires_at"])
-    check_expiry(entry["created_at"])
+    check_time("created_at", entry["created_at"])
+    if entry["expires_at"] is not None:
+        check_time("expires_at", entry["expires_at"])
+    try:
+        metadata = json.loads(entry["metadata"])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"metadata must be JSON, got {error}") from None
     data = (entry["text"] or "").encode() if entry["modality"] in TEXTS else bytes(entry["data"] or b"")
     payload, sample_rate_hz = unpack(entry["modality"], data, entry["layout"])
     return make_row(
@@ -110,7 +112,7 @@ def _checked_row(entry: dict[str, Any], encoder: str, trusted: bool) -> Row:
         sample_rate_hz=sample_rate_hz,
         embedding=embedding,
         source=entry["source"],
-        metadata=metadata_json(json.loads(entry["metadata"])),
+        metadata=metadata_json(metadata),
         status=entry["status"] if trusted else "quarantine",
         created_at=entry["created_at"],
         expires_at=entry["expires_at"],
