@@ -37,7 +37,7 @@ from .rows import (
     read_rows,
 )
 from .transfer import indexed_dataset, read_parquet, write_parquet
-from .vector_index import FLAT_ROWS, import_faiss
+from .vector_index import FLAT_ROWS, Ids, import_faiss
 
 logger = logging.getLogger(__name__)
 
@@ -202,10 +202,10 @@ class ArrowStorage:
         check_width(place, len(vector))
         wanted = k
         while True:
-            _, ids = self._indexes.nearest(place, vector, wanted)
-            found = self._live(place, ids, vector)
-            if len(found) >= k or len(ids) < wanted:
-                return found[:k]
+            ids = self._indexes.nearest(place, vector, wanted)
+            found, num_live = self._best(place, ids, vector, k)
+            if num_live >= k or len(ids) < wanted:
+                return found
             wanted *= 4  # some have expired since the index was made
 
     def recall(
@@ -398,17 +398,17 @@ class ArrowStorage:
                 self._memory(row_id, row, place.encoder)
             yield [(row, place.encoder) for _, row in page]
 
-    def _live(self, place: Namespace, ids: np.ndarray, query: Float32[np.ndarray, "width"]) -> list[Memory]:
-        """Of these ids, those that the store lets be recalled, by their exact scores."""
+    def _best(
+        self, place: Namespace, ids: Ids, query: Float32[np.ndarray, "width"], k: int
+    ) -> tuple[list[Memory], int]:
+        """Of these ids, the k best that the store lets be recalled, by their exact scores; and how many it lets."""
         with self._database.read() as sql:
             rows = read_rows(sql, place.number, ids)
         live = [(row_id, row) for row_id, row in rows if row.status == "active" and not _expired(row)]
-        if not live:
-            return []
-        keys = np.frombuffer(b"".join(row.embedding for _, row in live), "<f4").reshape(len(live), -1)
+        keys = np.frombuffer(b"".join(row.embedding for _, row in live), "<f4").reshape(-1, place.dimension)
         scores = keys @ query
-        order = np.argsort(-scores, kind="stable")
-        return [self._memory(live[i][0], live[i][1], place.encoder, float(scores[i])) for i in order]
+        order = np.argsort(-scores, kind="stable")[:k]
+        return [self._memory(live[i][0], live[i][1], place.encoder, float(scores[i])) for i in order], len(live)
 
     def _insert(self, namespace: str, rows: Iterable[Row]) -> list[int]:
         """Insert rows that were checked, all or none of them."""

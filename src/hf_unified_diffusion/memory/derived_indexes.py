@@ -50,14 +50,13 @@ class DerivedIndexes:
         self._held: OrderedDict[int, HeldIndex] = OrderedDict()
         self._lock = Lock()
 
-    def nearest(self, namespace: Namespace, query: np.ndarray, k: int) -> tuple[np.ndarray, Ids]:
-        """Scores and ids of the k nearest rows of the namespace, best first; approximate above `flat_rows` rows."""
+    def nearest(self, namespace: Namespace, query: np.ndarray, k: int) -> Ids:
+        """Ids of the k nearest rows of the namespace; above `flat_rows` rows of more than k that are likely to be."""
         with self._lock:
             held = self._held.setdefault(namespace.number, HeldIndex())
             self._held.move_to_end(namespace.number)
         with held.lock:
-            index = self._up_to_date(held, namespace)
-            found = index.search(query, min(k, max(1, len(index.ids))))
+            found = self._up_to_date(held, namespace).search(query, k)
         self._let_go()
         return found
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,12 +135,11 @@ def unpack(modality: str, data: bytes, layout: str) -> tuple[Payload, int | None
 
 
 def digest_of(*parts: str | bytes) -> bytes:
-    """SHA-256 over what a memory is made of; every part with its length, so that none runs into the next."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+    """SHA-256 over what a memory is made of; first all lengths, so that no part runs into the next."""
+    data = [part.encode() if isinstance(part, str) else part for part in parts]
+    digest = hashlib.sha256(struct.pack(f"<{len(data)}Q", *map(len, data)))
+    for part in data:
+        digest.update(part)
     return digest.digest()
 
 

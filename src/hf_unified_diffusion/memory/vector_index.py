@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 FLAT_ROWS = 100_000  # more rows than these are searched by IVF-SQ8
 ROWS_PER_CHUNK = 8192
 TRAINING_ROWS_PER_LIST = 64
+CANDIDATES = 2
 CALIBRATION_QUERIES, CALIBRATION_NEIGHBOURS, CALIBRATION_RECALL = 128, 10, 0.985
 Vectors = Float32[np.ndarray, "count width"]
 Ids = Int64[np.ndarray, "count"]
@@ -53,7 +54,7 @@ def lists_for(num_rows: int) -> int:
 class VectorIndex:
     """A set of ids with their vectors, searched by inner product.
 
-    Usage: `index = VectorIndex.build(ids, read_vectors, dimension=384); scores, ids = index.search(query, k=10)`
+    Usage: `index = VectorIndex.build(ids, read_vectors, dimension=384); ids = index.search(query, k=10)`
     """
 
     def __init__(self, faiss_index: Any, ids: Ids):
@@ -106,15 +107,18 @@ class VectorIndex:
             self._faiss.faiss_index.remove_ids(ids)
             self.ids = np.setdiff1d(self.ids, ids, assume_unique=True)
 
-    def search(self, query: Float32[np.ndarray, "width"], k: int) -> tuple[Float32[np.ndarray, "found"], Ids]:
-        """Inner products and ids of the k nearest rows, best first; fewer where there are fewer."""
-        scores, ids = self._faiss.search(query, k, **self._probes(k))
-        found = ids >= 0
-        return scores[found], ids[found]
+    def search(self, query: Float32[np.ndarray, "width"], k: int) -> Ids:
+        """Ids of the k nearest rows, best first; fewer where there are fewer.
+
+        Lists give CANDIDATES times as many: their scores are rounded, and exact ones will put them in order.
+        """
+        wanted = CANDIDATES * k if self.num_lists else k
+        _, ids = self._faiss.search(query, max(1, min(wanted, len(self.ids))), **self._probes(k))
+        return ids[ids >= 0]
 
     def _probes(self, k: int) -> dict[str, Any]:
         """More lists than usual for a k that the usual number would hardly fill."""
-        enough = math.ceil(2 * k * self.num_lists / max(1, len(self.ids)))
+        enough = math.ceil(2 * CANDIDATES * k * self.num_lists / max(1, len(self.ids)))
         if not self.num_lists or enough <= self._faiss.faiss_index.nprobe:
             return {}
         return {"params": import_faiss().SearchParametersIVF(nprobe=min(enough, self.num_lists))}
@@ -157,14 +161,18 @@ def _build_lists(ids: Ids, read_vectors: ReadVectors, dimension: int) -> VectorI
 
 
 def _calibrate(faiss_index: Any, queries: Vectors, true_ids: Int64[np.ndarray, "queries k"]) -> None:
-    """Probe the fewest lists that find CALIBRATION_RECALL of the true neighbours."""
+    """Probe twice the lists among whose candidates are CALIBRATION_RECALL of the true neighbours.
+
+    The queries are rows of the index; what users ask lies further from the rows.
+    """
     faiss_index.nprobe = 1
     while faiss_index.nprobe < faiss_index.nlist:
-        _, found = faiss_index.search(queries, true_ids.shape[1])
+        _, found = faiss_index.search(queries, CANDIDATES * true_ids.shape[1])
         recall = np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, true_ids, strict=True)])
         if recall >= CALIBRATION_RECALL:
-            return
-        faiss_index.nprobe = min(faiss_index.nlist, math.ceil(1.5 * faiss_index.nprobe))
+            break
+        faiss_index.nprobe = math.ceil(1.5 * faiss_index.nprobe)
+    faiss_index.nprobe = min(2 * faiss_index.nprobe, faiss_index.nlist)
 
 
 class _Nearest:
