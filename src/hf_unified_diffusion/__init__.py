@@ -10,8 +10,10 @@ from .registration import register
 
 if TYPE_CHECKING:
     from .contracts import Condition as Condition
+    from .contracts import Encoder as Encoder
     from .contracts import Result as Result
     from .contracts import Segment as Segment
+    from .memory import ArrowStorage as ArrowStorage
     from .modeling.attention_rule import ContextCache as ContextCache
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
     from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel as UnifiedDiffusionModel
@@ -30,8 +32,10 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "ArrowQuantConfig": "quantization",
+    "ArrowStorage": "memory",
     "Condition": "contracts",
     "ContextCache": "modeling.attention_rule",
+    "Encoder": "contracts",
     "FormatError": "quantization",
     "MaskedDiffusionScheduler": "schedulers",
     "NoiseScheduler": "processes",

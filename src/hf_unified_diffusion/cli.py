@@ -6,7 +6,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .cli_memory import add_memory, memory
 from .conversion.convert import CONVERTED_BITS, convert_checkpoint
+from .memory import StorageError
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
@@ -49,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser.add_argument("folder", nargs="?", default=str(EMBEDDED_CHECKPOINT), help="default: the embedded one")
         subparser.set_defaults(command=command)
     add_convert(commands)
+    add_memory(commands)
     chosen = parser.parse_args(arguments)
-    if chosen.command is convert:
+    if chosen.command in (convert, memory):
         try:
-            convert(chosen)
+            chosen.command(chosen)
         except ValueError as error:
             parser.error(str(error))
+        except (StorageError, ImportError) as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
         return
     if not (Path(chosen.folder) / "config.json").is_file():
         parser.error(f"folder must hold a checkpoint (config.json), got {chosen.folder!r}")

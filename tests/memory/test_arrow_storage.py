@@ -1,6 +1,7 @@
 """What is added comes back, the nearest first, and nothing else does."""
 
 import sqlite3
+import sys
 import threading
 
 import numpy as np
@@ -290,3 +291,10 @@ def test_other_files_are_not_opened(tmp_path):
     other.close()
     with pytest.raises(ValueError, match="must be a memory of version"):
         ArrowStorage(tmp_path)
+
+
+def test_a_missing_faiss_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"hf_unified_diffusion\[memory\]"):
+        ArrowStorage(tmp_path / "memory")
+    assert not (tmp_path / "memory").exists()
