@@ -1,6 +1,5 @@
 """ArrowStorage: a crash-safe memory of a user's own things, found by their embeddings."""
 
-import errno
 import logging
 import os
 import time
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from ..contracts import Encoder
-from .database import CorruptStorageError, Database, StorageError
+from .database import Database, StorageError
 from .derived_indexes import DerivedIndexes
 from .hopfield import check_beta, hopfield_readout
+from .reading import best_of, checked_memory, intact_rows, pages
 from .records import Memory, Payload, check_name, check_status, check_time, metadata_json, unit_vectors
 from .rows import (
     Namespace,
@@ -32,12 +32,9 @@ from .rows import (
     find_namespace,
     insert_rows,
     make_row,
-    memory_of,
-    read_page,
-    read_rows,
 )
 from .transfer import indexed_dataset, read_parquet, write_parquet
-from .vector_index import FLAT_ROWS, Ids, import_faiss
+from .vector_index import FLAT_ROWS, import_faiss
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +200,7 @@ class ArrowStorage:
         wanted = k
         while True:
             ids = self._indexes.nearest(place, vector, wanted)
-            found, num_live = self._best(place, ids, vector, k)
+            found, num_live = best_of(self._database, place, ids, vector, k)
             if num_live >= k or len(ids) < wanted:
                 return found
             wanted *= 4  # some have expired since the index was made
@@ -240,10 +237,10 @@ class ArrowStorage:
         check_name("namespace", namespace)
         if status is not None:
             check_status(status)
-        for place, page in self._pages(namespace):
+        for place, page in pages(self._database, namespace):
             for row_id, row in page:
                 if status in (None, row.status):
-                    yield self._memory(row_id, row, place.encoder)
+                    yield checked_memory(self._database, row_id, row, place.encoder)
 
     def set_status(self, namespace: str, ids: Sequence[int], status: str) -> int:
         """Trust, quarantine or revoke memories; what was revoked stays so. Gives how many have changed.
@@ -313,7 +310,7 @@ class ArrowStorage:
 
         Usage: `storage.export("anna", "anna.parquet")`
         """
-        return write_parquet(path, self._intact_rows(namespace))
+        return write_parquet(path, intact_rows(self._database, namespace))
 
     def import_(self, namespace: str, path: str | os.PathLike[str], *, trusted: bool = False) -> int:
         """Take in a file that `export` wrote, all of it or nothing. Gives the number of memories in it.
@@ -332,8 +329,10 @@ class ArrowStorage:
 
         Usage: `storage.dataset("anna").get_nearest_examples("embedding", vector, k=5)`
         """
-        pages = ([pair for pair in page if pair[0].status == "active"] for page in self._intact_rows(namespace))
-        return indexed_dataset(pages)
+        active = (
+            [pair for pair in page if pair[0].status == "active"] for page in intact_rows(self._database, namespace)
+        )
+        return indexed_dataset(active)
 
     def stats(self, namespace: str | None = None) -> dict[str, Any]:
         """Counts of one namespace, or of the whole storage; what has expired counts until it is removed.
@@ -361,54 +360,13 @@ class ArrowStorage:
             return found
         with self._database.read() as sql:
             names = [row[0] for row in sql.execute("SELECT name FROM namespaces ORDER BY number")]
-        pages = ((place, page) for name in names for place, page in self._pages(name))
         return [
-            f"memory {i} is not what was stored"
-            for place, page in pages
-            for i, row in page
+            f"memory {row_id} is not what was stored"
+            for name in names
+            for place, page in pages(self._database, name)
+            for row_id, row in page
             if not row.is_intact(place.encoder)
         ]
-
-    def _finish_forgetting(self) -> None:
-        """What a killed process had left; where the disk is full it is left to the next one."""
-        try:
-            self._database.scrub(self._indexes.remove_outdated)
-        except StorageError as error:
-            logger.warning("%s", error)
-
-    def _pages(self, namespace: str) -> Iterator[tuple[Namespace, list[tuple[int, Row]]]]:
-        """All that has not expired, by id, some rows at a time; no transaction stays open between them."""
-        check_name("namespace", namespace)
-        last_id = 0
-        while True:
-            with self._database.read() as sql:
-                place = find_namespace(sql, namespace)
-                if place is None:
-                    return
-                page = read_page(sql, place.number, last_id)
-            if not page:
-                return
-            yield place, [(row_id, row) for row_id, row in page if not _expired(row)]
-            last_id = page[-1][0]
-
-    def _intact_rows(self, namespace: str) -> Iterator[list[tuple[Row, str]]]:
-        """All rows with their encoder; raises CorruptStorageError at one that is damaged."""
-        for place, page in self._pages(namespace):
-            for row_id, row in page:
-                self._memory(row_id, row, place.encoder)
-            yield [(row, place.encoder) for _, row in page]
-
-    def _best(
-        self, place: Namespace, ids: Ids, query: Float32[np.ndarray, "width"], k: int
-    ) -> tuple[list[Memory], int]:
-        """Of these ids, the k best that the store lets be recalled, by their exact scores; and how many it lets."""
-        with self._database.read() as sql:
-            rows = read_rows(sql, place.number, ids)
-        live = [(row_id, row) for row_id, row in rows if row.status == "active" and not _expired(row)]
-        keys = np.frombuffer(b"".join(row.embedding for _, row in live), "<f4").reshape(-1, place.dimension)
-        scores = keys @ query
-        order = np.argsort(-scores, kind="stable")[:k]
-        return [self._memory(live[i][0], live[i][1], place.encoder, float(scores[i])) for i in order], len(live)
 
     def _insert(self, namespace: str, rows: Iterable[Row]) -> list[int]:
         """Insert rows that were checked, all or none of them."""
@@ -417,11 +375,12 @@ class ArrowStorage:
             delete_expired(sql, time.time())
             return insert_rows(sql, namespace, self._encoder_name(), rows)
 
-    def _memory(self, row_id: int, row: Row, encoder: str, score: float | None = None) -> Memory:
+    def _finish_forgetting(self) -> None:
+        """What a killed process had left; where the disk is full it is left to the next one."""
         try:
-            return memory_of(row_id, row, encoder, score)
-        except ValueError as error:
-            raise CorruptStorageError(errno.EIO, str(error), str(self._database.path)) from error
+            self._database.scrub(self._indexes.remove_outdated)
+        except StorageError as error:
+            logger.warning("%s", error)
 
     def _place(self, namespace: str) -> Namespace | None:
         """The namespace, if there is one, checked to be of the storage's encoder."""
@@ -444,7 +403,3 @@ class ArrowStorage:
                 f"{sorted({type(text).__name__ for text in texts})} and encoder {self.encoder!r}"
             )
         return self._encode(only_texts)
-
-
-def _expired(row: Row) -> bool:
-    return row.expires_at is not None and row.expires_at <= time.time()
