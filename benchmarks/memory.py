@@ -194,19 +194,18 @@ def main() -> None:
         ("directions", args.noise, args.many_rows),
         ("none (control)", np.inf, args.many_rows // 5),
     ]
+    notes = [
+        f"{WIDTH} wide float32, k = {K}, {QUERIES} queries that are not stored; recall against exact search. Search "
+        "gives whole memories, read from the store, in exact order, each checked against its digest; raw FAISS gives "
+        f"ids, of the same index. Times of queries by the {args.clock} clock, of other work by the wall clock.",
+    ]
     latencies, others = [], []
     for (structure, noise, num_rows), folder in zip(cases, folders(), strict=False):
         exact = num_rows == args.flat_rows
         latency, other = measured(folder, Vectors(noise, args.seed), num_rows, args.repeats, args.clock, exact)
         latencies.append({"structure": structure, **latency})
         others.append({"structure": structure, **other})
-        print(latency, other, flush=True)
-    notes = [
-        f"{WIDTH} wide float32, k = {K}, {QUERIES} queries that are not stored; recall against exact search. Search "
-        "gives whole memories, read from the store, in exact order, each checked against its digest; raw FAISS gives "
-        f"ids, of the same index. Times of queries by the {args.clock} clock, of other work by the wall clock.",
-    ]
-    report("memory", {"Queries": latencies, "Other work": others}, settings, notes, args.output)
+        report("memory", {"Queries": latencies, "Other work": others}, settings, notes, args.output)
 
 
 if __name__ == "__main__":

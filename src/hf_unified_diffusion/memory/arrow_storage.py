@@ -265,8 +265,8 @@ class ArrowStorage:
     def forget(self, namespace: str, ids: Sequence[int] | None = None) -> int:
         """Really remove memories, all of the namespace and its name where no ids are given. Gives how many there were.
 
-        When it returns, no file of the folder holds their bytes: the store is written anew without them (seconds for a
-        million memories), and index files that held them are deleted. A process killed in the middle has not told that
+        When it returns, no file of the folder holds their bytes: the store is written anew without them (a minute
+        for a million memories), and index files that held them are deleted. A process killed in the middle has not told that
         it is done; the next one that opens the folder finishes. Backups and exports are yours to delete, and freed
         blocks are the file system's.
 
