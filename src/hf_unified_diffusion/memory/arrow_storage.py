@@ -266,9 +266,9 @@ class ArrowStorage:
         """Really remove memories, all of the namespace and its name where no ids are given. Gives how many there were.
 
         When it returns, no file of the folder holds their bytes: the store is written anew without them (a minute
-        for a million memories), and index files that held them are deleted. A process killed in the middle has not told that
-        it is done; the next one that opens the folder finishes. Backups and exports are yours to delete, and freed
-        blocks are the file system's.
+        for a million memories), and index files that held them are deleted. What a process killed in the middle left
+        undone, the next one that opens the folder finishes. Backups and exports are yours to delete, and freed blocks
+        are the file system's.
 
         Raises StorageError where the store cannot be written anew (a full disk, a reader that stays): the memories
         are not found any more, and `purge` tries again to remove their bytes.
