@@ -152,6 +152,16 @@ def test_streaming_shows_what_is_returned(engine, mode, capsys):
     assert shown.replace("<|endoftext|>", "").strip() == text.strip()
 
 
+@both_modes
+def test_texts_as_unit_vectors(engine, mode):
+    vectors = engine.encode(["a", "Once upon a time"], mode)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(engine.encode("a", mode), vectors[:1])
+    for bad in ([], [""]):
+        with pytest.raises(ValueError, match="at least one"):
+            engine.encode(bad, mode)
+
+
 def test_many_callers_get_what_each_gets_alone(engine):
     requests = [
         (("ab", "xyz", "Once upon")[i % 3], ("text", "code")[i % 2], {"seed": i, "max_new_tokens": 4 + i % 5})

@@ -11,10 +11,12 @@ from .registration import register
 if TYPE_CHECKING:
     from .conditioning.schema_constraint import SchemaConstraint as SchemaConstraint
     from .contracts import Condition as Condition
+    from .contracts import Encoder as Encoder
     from .contracts import Result as Result
     from .contracts import Segment as Segment
     from .conversion.convert import convert_checkpoint as convert_checkpoint
     from .engine import ArrowEngine as ArrowEngine
+    from .memory import ArrowStorage as ArrowStorage
     from .modeling.attention_rule import ContextCache as ContextCache
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
     from .modeling.diffusers_weights import load_diffusers_model as load_diffusers_model
@@ -40,8 +42,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "ArrowEngine": "engine",
     "ArrowQuantConfig": "quantization",
+    "ArrowStorage": "memory",
     "Condition": "contracts",
     "ContextCache": "modeling.attention_rule",
+    "Encoder": "contracts",
     "FormatError": "quantization",
     "MaskedDiffusionScheduler": "schedulers",
     "NoiseScheduler": "processes",

@@ -11,7 +11,9 @@ from typing import Any
 import psutil
 import torch
 
+from .cli_memory import add_memory, memory
 from .conversion.convert import CONVERTED_BITS, convert_checkpoint
+from .memory import StorageError
 from .modeling.memory_plan import plan_memory, recommended
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .modeling.tiers import TIERS
@@ -58,10 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser.set_defaults(command=command)
     add_convert(commands)
     add_plan(commands)
+    add_memory(commands)
     chosen = parser.parse_args(arguments)
-    if chosen.command in (convert, plan):
+    if chosen.command in (convert, plan, memory):
         try:
             chosen.command(chosen)
+        except (StorageError, ImportError) as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
         except (ValueError, OSError) as error:
             parser.error(str(error))
         return

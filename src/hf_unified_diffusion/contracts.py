@@ -3,12 +3,13 @@
 Time runs from t=0 (clean) to t=1 (noise), everywhere.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 from torch import Generator, Tensor
 
 MODALITIES = ("text", "code", "image", "audio", "avatar")
@@ -100,6 +101,17 @@ class Result:
 Denoiser = Callable[
     [Shaped[Tensor, "batch *shape"], Float[Tensor, "batch"], Condition | None], Float[Tensor, "batch *out"]
 ]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns texts into embeddings; its name is stored with them, and no other encoder's are compared to them."""
+
+    name: str
+
+    def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
+        """One embedding a text."""
+        ...
 
 
 @runtime_checkable

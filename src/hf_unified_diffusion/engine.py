@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
+from .conditioning.score_network_encoder import ScoreNetworkEncoder
 from .contracts import Result
 from .evolution.adapter_folders import SIDES
+from .evolution.adapter_router import Encode
 from .evolution.adapter_set import AdapterSet
 from .evolution.step_watch import StepWatch
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
@@ -21,8 +22,7 @@ from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_parts
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
-from .pipelines.text_encoder import encode_texts
-from .pipelines.text_inputs import LARGEST_SEED, check_choice, check_positive
+from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
 from .request_queue import Request, RequestQueue, Step
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -60,6 +60,7 @@ class ArrowEngine:
         self.model, self.scheduler, self.tokenizer, self.memory = model, scheduler, tokenizer, memory
         self.queue = RequestQueue(max_waiting=max_waiting)
         self._ar_model = ar_model
+        self._encoder = ScoreNetworkEncoder(model, tokenizer, "engine")
         self._adapters: dict[str, AdapterSet] = {}
 
     @classmethod
@@ -246,16 +247,18 @@ class ArrowEngine:
         """Unit vectors of texts, float32: the mean of the final features of either side.
 
         Raises:
-            ValueError: an unknown mode, no strings, or one that is empty or longer than the context.
+            ValueError: an unknown mode, no strings, or an empty one.
 
         Usage: `engine.encode(["a cat", "a dog"]) @ engine.encode("a kitten").T`
         """
         check_choice("mode", mode, SIDES)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if mode == "diffusion":
-            return waited_for(self.queue.submit(lambda step: encode_texts(self.model, self.tokenizer, texts)))
-        writer = self.ar
-        return waited_for(self.queue.submit(lambda step: writer.encode(texts)))
+        texts, encode = as_texts("texts", texts), self._encode_with(mode)
+        return waited_for(self.queue.submit(lambda step: encode(texts)))
+
+    def _encode_with(self, side: str) -> Encode:
+        if side == "ar":
+            return self.ar.encode
+        return lambda texts: torch.nn.functional.normalize(torch.from_numpy(self._encoder(texts)), dim=1)
 
     def load_adapter(
         self, folder: str | Path, name: str, side: str = "diffusion", examples: Sequence[str] = ()
@@ -288,8 +291,8 @@ class ArrowEngine:
         check_choice("side", side, SIDES)
         if side not in self._adapters:
             # the router runs inside requests, hence past the queue
-            encode = self.ar.encode if side == "ar" else partial(encode_texts, self.model, self.tokenizer)
-            self._adapters[side] = AdapterSet(side, self.ar.model if side == "ar" else self.model, encode)
+            model = self.ar.model if side == "ar" else self.model
+            self._adapters[side] = AdapterSet(side, model, self._encode_with(side))
         return self._adapters[side]
 
     def close(self) -> None:

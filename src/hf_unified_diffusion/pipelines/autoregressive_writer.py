@@ -125,8 +125,10 @@ class AutoregressiveWriter:
 
         Usage: `writer.encode(["a cat", "a dog"]) @ writer.encode(["a kitten"]).T`
         """
-        rows = []
-        for text in as_texts("texts", list(texts)):
+        rows, texts = [], as_texts("texts", texts)
+        if "" in texts:
+            raise ValueError("texts must have at least one token, got an empty one")
+        for text in texts:
             inputs = self.tokenizer(text, return_tensors="pt").to(self.model.device)
             hidden = self.model(**inputs, output_hidden_states=True).hidden_states[-1]
             rows.append(torch.nn.functional.normalize(hidden[0].float().mean(dim=0), dim=0))
