@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from transformers import AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
-from hf_unified_diffusion.conversion.convert import relative_errors
+from hf_unified_diffusion.conversion.convert import relative_error
 from hf_unified_diffusion.quantization import bits_per_weight, calibrated_codes, quantize, quantize_model
 from hf_unified_diffusion.training.calibration_rows import calibration_batches
 from hf_unified_diffusion.training.likelihood import Likelihood, canvas_nats, causal_nats, counted_tokens
@@ -77,13 +77,13 @@ def rounded(args: argparse.Namespace, bits: int, batches: list[dict] | None) -> 
     """The network at so many bits, calibrated on the batches if there are any, and the errors of its layers."""
     config = ArrowQuantConfig(bits, args.group_size, int8_modules=args.int8_modules, modules_to_not_convert=[])
     model = load(args, torch.float32)
-    dense = {name: model.get_submodule(name).weight.detach() for name in config.bits_of_layers(model)}
+    dense = {name: model.get_submodule(name) for name in config.bits_of_layers(model)}
     codes = {}
     if batches is not None:
         with torch.autocast(model.device.type, fast_dtype(), enabled=fast_dtype() is not torch.float32):
             codes = calibrated_codes(model, config, batches)
     quantize_model(model, config, codes)
-    return model, dict(relative_errors(model, dense))
+    return model, {name: relative_error(layer, model.get_submodule(name)) for name, layer in dense.items()}
 
 
 def likelihood_tables(args: argparse.Namespace) -> dict[str, list[dict]]:

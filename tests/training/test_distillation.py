@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Generator
 
 from hf_unified_diffusion import UnifiedDiffusionModel
@@ -53,6 +54,14 @@ def test_the_loss_is_the_divergence_and_falls_towards_the_teacher() -> None:
     assert objective(parts())["loss"] < first["loss"]
 
 
+@pytest.fixture
+def own_accelerator():
+    """accelerate keeps one state a process, and other tests set it up otherwise."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
@@ -65,7 +74,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("budget", "written"), [("1000", True), ("-1000", False)])
-def test_only_what_meets_the_budget_is_written(inputs, tmp_path, monkeypatch, budget: str, written: bool) -> None:
+def test_only_what_meets_the_budget_is_written(
+    own_accelerator, inputs, tmp_path, monkeypatch, budget: str, written: bool
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     sizes = {"sequence_length": 24, "train_batch_size": 2, "max_train_steps": 2, "evaluation_rows": 4}
     given = {"output_dir": tmp_path / "out", "shards": inputs, "cache": tmp_path, "modalities": "text", **sizes}
