@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -44,6 +42,7 @@ class AdapterSet:
 
         Raises:
             ValueError: a name that is taken or reserved, files that are none of an adapter, or one of the other side.
+            ImportError: PEFT is not installed.
         """
         if name in self.names or name == AUTO or not name:
             raise ValueError(f"an adapter's name must be new, not empty and not {AUTO!r}, got {name!r}")
@@ -81,6 +80,8 @@ class AdapterSet:
             self._activate(None)
 
     def _activate(self, name: str | None) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         for module in self.model.modules():
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(name is not None)
@@ -93,6 +94,8 @@ def inject(model: PreTrainedModel, folder: Path, name: str) -> None:
 
     By PEFT's own functions: `load_adapter` of transformers 5.24 asks for a newer PEFT than there is.
     """
+    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     with warnings.catch_warnings():
