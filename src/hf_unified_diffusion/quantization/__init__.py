@@ -1,6 +1,5 @@
 """ArrowQuant: weight matrices <-> integer codes, Parquet V2 files, quantized layers, the transformers plug-in."""
 
-import logging
 from functools import cache
 from importlib.util import find_spec
 
@@ -64,11 +63,6 @@ def register() -> None:
     # transformers honours load-time attributes (dequantize=True) of the classes in this tuple alone
     auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*auto.LOADING_ATTRIBUTES_CONFIG_TYPES, ArrowQuantConfig)
     if find_spec("peft") is not None:
-        # PEFT imports bitsandbytes where it is installed, which warns at every start of a kernel that is optional
-        warns = logging.getLogger("bitsandbytes.backends.cpu.ops")
-        level = warns.level
-        warns.setLevel(logging.ERROR)
         from .peft_arrowquant import register_with_peft
 
-        warns.setLevel(level)
         register_with_peft()
