@@ -19,11 +19,13 @@ TITLES = {
     "infilling": "Infilling",
     "speed": "Speed",
     "invariance": "Invariance",
+    "engine": "The engine",
+    "schema": "Schemas",
 }
 LIMITS = """\
 - English and Python only, from a small corpus: public-domain prose (much of it old), documentation, dictionary entries
   and permissively licensed Python (the table of data says which). It knows few facts, and states wrong ones fluently.
-- Trained for 27 minutes on one CPU core: it shows the machinery at work and is no writer to rely on.
+- Trained for {minutes:.0f} minutes on one CPU core: it shows the machinery at work and is no writer to rely on.
 - Image, audio and avatar heads are present and untrained; asking for them gives noise.
 - It inherits what its source model learned, biases included. Generated code may parse and still be wrong or unsafe."""
 USE = """\
@@ -111,7 +113,7 @@ def main() -> None:
         "## Numbers",
         *result_sections(args.results),
         "## Intended use and limits",
-        LIMITS,
+        LIMITS.format(minutes=sum(stage["seconds"] for stage in metadata["training"].values()) / 60),
     ]
     text = "\n\n".join(sections) + "\n"
     args.output.write_text(text)
