@@ -26,11 +26,17 @@ from .quantization.configuration_arrowquant import WEIGHTS_FORMATS
 UNITS = ("", "K", "M", "G", "T")
 WEIGHT_FILES = ("*.safetensors", "*.parquet")
 DOCSTRING = 'def count_words(text):\n    """Return how often each word occurs in the text, as a dictionary."""\n'
-CHECKED = {"check_drafts": True, "block_length": 8, "num_inference_steps": 8, "temperature": 0.0}
+CHECKED = {"check_drafts": True, "block_length": 8, "top_p": 0.9}
 STORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Text from a prompt, drafts checked by the causal path": (
         "text",
-        {"prompt": "The history of the bicycle", "max_new_tokens": 48, **CHECKED},
+        {
+            "prompt": "The history of the bicycle",
+            "max_new_tokens": 48,
+            "num_inference_steps": 6,
+            "temperature": 0.9,
+            **CHECKED,
+        },
     ),
     "Text from a prompt, diffusion alone": (
         "text",
@@ -42,7 +48,7 @@ STORIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "A function from its docstring, drafts checked by the causal path": (
         "code",
-        {"prompt": DOCSTRING, "max_new_tokens": 64, **CHECKED},
+        {"prompt": DOCSTRING, "max_new_tokens": 96, "num_inference_steps": 12, "temperature": 0.3, **CHECKED},
     ),
 }
 
