@@ -173,7 +173,7 @@ class ArrowEngine:
             texts = output.texts if isinstance(prompt, list) or len(output.texts) > 1 else output.texts[0]
             if not return_result:
                 return texts
-            extra = {"num_forward_passes": output.num_forward_passes, "finished": output.finished, "adapter": applied}
+            extra = {"num_forward_passes": output.num_forward_passes, "finished": output.finished}
             extra |= {
                 "completion_ids": output.completion_ids,
                 "acceptance_rate": output.acceptance_rate,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..quantization import FormatError, read_parquet_weights, write_parquet_weights
+from ..quantization.parquet_writer import fsync_path
 
 VERSION = 1
 
@@ -65,10 +66,10 @@ class WorkFolder:
     def publish(self) -> None:
         """Make the result the destination, all of it or nothing, on the disk."""
         for file in self.result.rglob("*"):
-            sync(file)
-        sync(self.result)
+            fsync_path(file)
+        fsync_path(self.result)
         os.rename(self.result, self.destination)
-        sync(self.destination.parent)
+        fsync_path(self.destination.parent)
 
 
 @contextmanager
@@ -99,12 +100,3 @@ def work_folder(destination: Path, job: Mapping[str, Any]) -> Iterator[WorkFolde
             shutil.rmtree(path)
             raise
         shutil.rmtree(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

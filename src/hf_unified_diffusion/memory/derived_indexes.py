@@ -12,6 +12,7 @@ from threading import Lock, RLock
 
 import numpy as np
 
+from ..quantization.parquet_writer import fsync_path
 from .database import Database
 from .rows import Namespace, live_ids, read_vectors
 from .vector_index import Ids, VectorIndex, Vectors
@@ -79,7 +80,7 @@ class DerivedIndexes:
             for file in self.folder.iterdir():
                 if file.name not in known:
                     file.unlink()
-            _sync_folder(self.folder)
+            fsync_path(self.folder)
 
     def describe(self, number: int) -> dict[str, str | int]:
         """Kind and rows of the index in memory, bytes of the one on disk; zeros where there is none."""
@@ -194,12 +195,4 @@ def _write_file(path: Path, data: memoryview) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial_path, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_path(path.parent)

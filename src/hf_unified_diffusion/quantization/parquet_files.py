@@ -13,7 +13,7 @@ from torch import Tensor
 from .parquet_index import INDEX_SUFFIX, WeightIndex, read_index, shard_name, write_index
 from .parquet_layout import MAX_PART_BYTES, MAX_SHARDS, FormatError, require
 from .parquet_reader import ParquetWeights, Verify
-from .parquet_writer import checked_metadata, fsync_folder, write_file
+from .parquet_writer import checked_metadata, fsync_path, write_file
 
 
 class ShardedParquetWeights(Mapping[str, Tensor]):
@@ -159,14 +159,14 @@ def _write_sharded(
             os.replace(file, path.with_name(name))
         weight_map = {tensor: name for tensors, name in zip(shards, digests, strict=True) for tensor in tensors}
         total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
-        fsync_folder(path.parent)  # the files' names must be on disk before an index that holds them
+        fsync_path(path.parent)  # the files' names must be on disk before an index that holds them
         write_index(index_path, WeightIndex(weight_map, digests), total_bytes)
     except BaseException:
         _remove(path.parent, digests.keys() - _files_of(index_path))  # old or new, the index's files stay
         raise
     finally:
         _remove(path.parent, (file.name for file in partial))
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
     return set(digests)
 
 

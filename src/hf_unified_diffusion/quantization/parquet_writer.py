@@ -64,7 +64,7 @@ def write_file(
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    fsync_folder(os.path.dirname(os.path.abspath(path)))
+    fsync_path(os.path.dirname(os.path.abspath(path)))
     return digest
 
 
@@ -237,9 +237,9 @@ def _seal(file: BinaryIO, temporary: str) -> str:
     return footer.manifest_sha256
 
 
-def fsync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
