@@ -126,7 +126,7 @@ def test_a_gap_sees_both_sides_and_the_context_never_sees_the_gap(model):
     batch = random_batch(2, 12)
 
     def outcome(given):
-        return features(model, infill_layout(given, 4, 8, MASK, Generator().manual_seed(3)))
+        return features(model, infill_layout(given, [4], 4, MASK, Generator().manual_seed(3)))
 
     context, canvas = outcome(batch)
     for side in (0, 3, 8, 11):
@@ -137,7 +137,7 @@ def test_a_gap_sees_both_sides_and_the_context_never_sees_the_gap(model):
 def test_a_gap_is_the_same_alone_in_its_place(model, generator):
     """Infilling by default positions: prefix, canvas and suffix in reading order."""
     batch = random_batch(2, 12)
-    parts = infill_layout(batch, 4, 8, MASK, generator)
+    parts = infill_layout(batch, [4], 4, MASK, generator)
     (prefix_and_suffix, _), (gap, _) = parts
     segments = [
         replace(prefix_and_suffix, values=batch.tokens[:, :4], positions=None, document=None),
@@ -150,9 +150,29 @@ def test_a_gap_is_the_same_alone_in_its_place(model, generator):
 
 
 def test_a_gap_as_long_as_the_sequence_needs_no_context(generator):
-    ((segment, target),) = infill_layout(random_batch(2, 6), 0, 6, MASK, generator)
+    ((segment, target),) = infill_layout(random_batch(2, 6), [0], 6, MASK, generator)
     assert not segment.is_context
     torch.testing.assert_close(target.weight.sum(dim=1), torch.full((2,), 6.0))
+
+
+def test_several_gaps_see_the_given_tokens_around_them_and_not_each_other(model):
+    batch = random_batch(2, 12)
+
+    def outcome(given):
+        return features(model, infill_layout(given, [1, 7], 3, MASK, Generator().manual_seed(3)))[1]
+
+    canvas = outcome(batch)
+    for given in (0, 4, 6, 10, 11):
+        assert (outcome(changed(batch, [given])) - canvas).abs().amax(dim=(1, 2)).min() > 1e-3
+    other_gap = outcome(changed(batch, [7, 8, 9]))
+    assert torch.equal(other_gap[:, :3], canvas[:, :3])
+    assert not torch.equal(other_gap[:, 3:], canvas[:, 3:])
+
+
+def test_complementary_gaps_ask_for_every_token_of_the_gaps_once(generator):
+    parts = infill_layout(random_batch(3, 12), [1, 7], 3, MASK, generator, complementary=True)
+    (_, (_, first), (_, second)) = parts
+    assert torch.equal((first.labels != -100), (second.labels == -100))
 
 
 def nats(model, parts) -> list[torch.Tensor]:
@@ -169,7 +189,7 @@ def nats(model, parts) -> list[torch.Tensor]:
     [
         lambda batch, generator: block_layout(batch, 4, MASK, generator),
         lambda batch, generator: block_layout(batch, 12, MASK, generator),
-        lambda batch, generator: infill_layout(batch, 3, 9, MASK, generator),
+        lambda batch, generator: infill_layout(batch, [1, 7], 3, MASK, generator, complementary=True),
     ],
     ids=["blocks", "whole", "infill"],
 )

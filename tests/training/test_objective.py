@@ -63,14 +63,22 @@ def test_layouts_follow_from_the_generator():
         assert all(torch.equal(x, y) for x, y in zip(drawn(seed), again, strict=True))
 
 
-@pytest.mark.parametrize("length", [40, 5])
-def test_gaps_keep_to_their_lengths(length):
+@pytest.mark.parametrize("length", [70, 40, 5])
+def test_gaps_keep_to_their_lengths_and_leave_half_of_a_long_row(length):
     config = ObjectiveConfig(infill_rate=1.0, infill_lengths=(8, 16))
-    for seed in range(20):
+    found = set()
+    for seed in range(30):
         parts = layout_for(random_batch(1, length), config, MASK, 1.0, Generator().manual_seed(seed))
-        gap = parts[-1][0].values.shape[1]
-        assert min(8, length) <= gap <= min(16, length)
-        assert sum(segment.values.shape[1] for segment, _ in parts) == length
+        *context, (first, _), (second, _) = parts
+        (gap_length,) = set(first.canvas[0].unique(return_counts=True)[1].tolist())
+        assert min(8, length) <= gap_length <= min(16, length)
+        count = first.values.shape[1] // gap_length
+        assert count == max(1, length // (2 * gap_length))
+        given = context[0][0].positions[0].tolist() if context else []
+        assert sorted(given + first.positions[0].tolist()) == list(range(length))
+        assert not set(first.canvas.flatten().tolist()) & set(second.canvas.flatten().tolist())
+        found.add(gap_length)
+    assert len(found) > 3 or length == 5
 
 
 def test_blocks_grow_from_the_shortest_to_all():

@@ -1,5 +1,6 @@
 """From clean token sequences to what one training pass sees: clean context and noisy canvases beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,8 +72,7 @@ def hide_exactly(
 
 def canvas_of(
     batch: TokenBatch,
-    start: int,
-    stop: int,
+    places: Int[Tensor, "length"],
     block_length: int,
     hidden: Bool[Tensor, "batch length"],
     time: Float[Tensor, "batch length"],
@@ -80,16 +80,16 @@ def canvas_of(
     canvas_offset: int,
     reach: Int[Tensor, "length"],
 ) -> tuple[Segment, Target]:
-    """Tokens start..stop as canvases of `block_length`, with `hidden` ones masked, and what they should become."""
-    tokens = batch.tokens[:, start:stop]
+    """The tokens at `places` as canvases of `block_length`, `hidden` ones masked, and what they should become."""
+    tokens = batch.tokens[:, places]
     rows, length = tokens.shape
     index = torch.arange(length)
     segment = Segment(
         batch.modality,
         tokens.masked_fill(hidden, mask_token_id),
         time=time,
-        positions=(index + start).float().expand(rows, length),
-        document=batch.documents[:, start:stop],
+        positions=places.float().expand(rows, length),
+        document=batch.documents[:, places],
         canvas=(canvas_offset + 1 + index // block_length).expand(rows, length),
         reach=reach.expand(rows, length),
     )
@@ -120,7 +120,7 @@ def block_canvases(
     views = [(hidden, time)] + ([(~hidden, 1 - time)] if complementary else [])
     num_blocks = -(-length // block_length)
     return [
-        canvas_of(batch, 0, length, block_length, hide, at, mask_token_id, i * num_blocks, reach)
+        canvas_of(batch, torch.arange(length), block_length, hide, at, mask_token_id, i * num_blocks, reach)
         for i, (hide, at) in enumerate(views)
     ]
 
@@ -138,16 +138,32 @@ def block_layout(
 
 
 def infill_layout(
-    batch: TokenBatch, start: int, stop: int, mask_token_id: int, generator: Generator
+    batch: TokenBatch,
+    starts: Sequence[int],
+    gap_length: int,
+    mask_token_id: int,
+    generator: Generator,
+    complementary: bool = False,
 ) -> list[tuple[Segment, Target]]:
-    """Tokens start..stop are one canvas that sees all the clean tokens before and after it."""
+    """Gaps of one length, each a canvas that sees itself and all the clean tokens before and after it.
+
+    The gaps do not see each other: what stands in the others is missing, as where a text has several holes. The
+    complementary copies hide what the first show.
+    """
     rows, length = batch.tokens.shape
-    outside = torch.cat([torch.arange(start), torch.arange(stop, length)])
-    hidden, time = hide_exactly(rows, stop - start, stop - start, generator)
-    reach = torch.full((stop - start,), length)
-    canvas = canvas_of(batch, start, stop, stop - start, hidden, time, mask_token_id, 0, reach)
+    places = torch.cat([torch.arange(start, start + gap_length) for start in starts])
+    hidden, time = hide_exactly(rows, len(places), gap_length, generator)
+    views = [(hidden, time)] + ([(~hidden, 1 - time)] if complementary else [])
+    reach = torch.full((len(places),), length)
+    canvases = [
+        canvas_of(batch, places, gap_length, hide, at, mask_token_id, i * len(starts), reach)
+        for i, (hide, at) in enumerate(views)
+    ]
+    in_gap = torch.zeros(length, dtype=torch.bool)
+    in_gap[places] = True
+    outside = torch.arange(length)[~in_gap]
     if not len(outside):
-        return [canvas]
+        return canvases
     context = Segment(
         batch.modality,
         batch.tokens[:, outside],
@@ -156,7 +172,7 @@ def infill_layout(
     )
     target = next_token_target(batch)
     kept = Target(target.labels[:, outside], target.weight[:, outside])
-    return [(context, kept), canvas]
+    return [(context, kept), *canvases]
 
 
 def next_token_target(batch: TokenBatch) -> Target:

@@ -21,8 +21,9 @@ class ObjectiveConfig:
         causal_weight: weight of the next-token loss on clean context; the canvas' NELBO has weight 1.
         canvas: False trains the causal path alone (the autoregressive twin).
         block_lengths: one is drawn for each step.
-        infill_rate: the share of steps that learn to fill a gap, seeing both sides.
-        infill_lengths: shortest and longest gap, in tokens; a shorter sequence is all gap.
+        infill_rate: the share of steps that learn to fill gaps, seeing both sides.
+        infill_lengths: shortest and longest gap, in tokens; a shorter sequence is all gap. A row has as many gaps of
+            one length, log-uniform, as leave half of it given.
         complementary: a second canvas that hides what the first shows.
         max_weight: clips n / k, the weight of a hidden token; the rarest hidden tokens else dominate the gradient.
     """
@@ -31,7 +32,7 @@ class ObjectiveConfig:
     canvas: bool = True
     block_lengths: tuple[int, ...] = (4, 8, 16, 32)
     infill_rate: float = 0.25
-    infill_lengths: tuple[int, int] = (8, 128)
+    infill_lengths: tuple[int, int] = (4, 64)
     complementary: bool = True
     max_weight: float = 8.0
 
@@ -66,13 +67,20 @@ def layout_for(
         context = Segment(batch.modality, batch.tokens, document=batch.documents)
         return [(context, next_token_target(batch))]
     if torch.rand((), generator=generator) < config.infill_rate:
-        low, high = (min(bound, length) for bound in config.infill_lengths)
-        gap = int(torch.randint(low, high + 1, (), generator=generator))
-        start = int(torch.randint(0, length - gap + 1, (), generator=generator))
-        return infill_layout(batch, start, start + gap, mask_token_id, generator)
+        gap_length, starts = draw_gaps(length, config.infill_lengths, generator)
+        return infill_layout(batch, starts, gap_length, mask_token_id, generator, config.complementary)
     choices = config.growing(progress)
     block_length = choices[int(torch.randint(0, len(choices), (), generator=generator))]
     return block_layout(batch, min(block_length, length), mask_token_id, generator, config.complementary)
+
+
+def draw_gaps(length: int, bounds: tuple[int, int], generator: Generator) -> tuple[int, list[int]]:
+    """A gap length, log-uniform within `bounds`, and where gaps start: one in each equal share of the sequence."""
+    low, high = (min(bound, length) for bound in bounds)
+    gap_length = min(high, int(low * ((high + 1) / low) ** torch.rand((), generator=generator).item()))
+    share = length // max(1, length // (2 * gap_length))
+    offsets = torch.randint(0, share - gap_length + 1, (length // share,), generator=generator)
+    return gap_length, [i * share + int(offset) for i, offset in enumerate(offsets)]
 
 
 class ScoreNetworkObjective(nn.Module):
