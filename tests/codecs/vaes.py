@@ -11,7 +11,9 @@ def tiny_dc(latent_channels: int = 8, resolutions: int = 6) -> AutoencoderDC:
     sizes = {"encoder_block_out_channels": channels, "decoder_block_out_channels": channels}
     layers = {"encoder_layers_per_block": (1,) * resolutions, "decoder_layers_per_block": (1,) * resolutions}
     scales = {"encoder_qkv_multiscales": ((),) * resolutions, "decoder_qkv_multiscales": ((),) * resolutions}
-    return AutoencoderDC(latent_channels=latent_channels, attention_head_dim=8, **sizes, **layers, **scales).eval()
+    plain = {"encoder_out_shortcut": latent_channels <= 8, "decoder_in_shortcut": latent_channels <= 8}
+    shape = {**sizes, **layers, **scales, **plain}
+    return AutoencoderDC(latent_channels=latent_channels, attention_head_dim=8, **shape).eval()
 
 
 def tiny_taesd(**config) -> AutoencoderTiny:
