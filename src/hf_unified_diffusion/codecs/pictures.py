@@ -48,8 +48,9 @@ def read_masks(name: str, given: Pictures) -> list[Bool[Tensor, "1 height width"
 
 def each_of(name: str, given: Pictures) -> list[Any]:
     """The pictures of an argument, one by one."""
-    is_batch = isinstance(given, list | tuple) or (isinstance(given, np.ndarray | Tensor) and given.ndim == 4)
-    pictures = list(given) if is_batch else [given]
+    pictures: list[Any] = [given]
+    if isinstance(given, list | tuple) or (isinstance(given, np.ndarray | Tensor) and given.ndim == 4):
+        pictures = list(given)
     if not pictures:
         raise ValueError(f"{name} must hold at least one picture, got none")
     return pictures

@@ -1,6 +1,7 @@
 """The parts of a pipeline from a model checkpoint: network, tokenizer and scheduler settings in one folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def load_image_parts(
     if not path.is_dir():
         return flow_scheduler(), vae.eval()
     return class_of(path, SchedulerMixin.config_name, SchedulerMixin).from_pretrained(path), vae.eval()
+
+
+def save_image_parts(folder: str | os.PathLike[str], scheduler: SchedulerMixin, vae: AutoencoderMixin) -> None:
+    """Save what `load_image_parts` reads into the folder of a model.
+
+    Usage: `save_image_parts(folder, pipe.scheduler, pipe.vae)`
+    """
+    scheduler.save_pretrained(Path(folder) / IMAGE_SCHEDULER)
+    vae.save_pretrained(Path(folder) / VAE)
 
 
 def class_of(folder: Path, config_name: str, kind: type) -> Any:

@@ -35,10 +35,10 @@ class ImageOptions:
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
 
 
-def check_strength(strength: object) -> None:
+def check_strength(strength: float) -> None:
     """Raise ValueError unless the strength is a number in [0, 1]."""
     is_number = isinstance(strength, int | float) and not isinstance(strength, bool)
-    if not is_number or not 0 <= strength <= 1:  # also false for NaN
+    if not (is_number and 0 <= strength <= 1):  # also false for NaN
         raise ValueError(f"strength must be a number in [0, 1], got {strength!r}")
 
 

@@ -24,15 +24,15 @@ def flow_scheduler(**config: Any) -> FlowMatchEulerDiscreteScheduler:
 
     A picture of `base_image_seq_len` tokens has the shift exp(base_shift), one of `max_image_seq_len` exp(max_shift),
     and the exponents of others lie on the line through both: more tokens say more about each other, so that it takes
-    more noise to hide as much (arXiv:2403.03206, section 5.3.2). Here 64 tokens (256 pixels a side at 32 pixels a
-    token) have the shift 1, and 256 tokens 2.
+    more noise to hide as much (arXiv:2403.03206, section 5.3.2). Here 16 tokens (128 pixels a side at 32 pixels a
+    token) have the shift 1, and 256 tokens 4.
 
     Args:
         config: of `FlowMatchEulerDiscreteScheduler`, instead of these settings.
 
     Usage: `scheduler = flow_scheduler(use_dynamic_shifting=False, shift=3.0)`
     """
-    ours = {"base_shift": 0.0, "base_image_seq_len": 64, "max_shift": math.log(2), "max_image_seq_len": 256}
+    ours = {"base_shift": 0.0, "base_image_seq_len": 16, "max_shift": math.log(4), "max_image_seq_len": 256}
     return FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **ours, **config})
 
 
@@ -110,7 +110,7 @@ def plan_flow(
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     plan: dict[str, Any] = {"num_inference_steps": num_steps}
     if "sigmas" in accepted:  # else some end with a step that hardly denoises
-        plan["sigmas"] = time_grid(num_steps)[:-1].tolist()
+        plan["sigmas"] = time_grid(num_steps)[:-1].numpy()
     if config.get("use_dynamic_shifting", False):
         mu = log_shift(config, num_tokens)
         if "mu" in accepted:
