@@ -61,7 +61,7 @@ def load_parts(
 
 def has_image_parts(folder: str | Path) -> bool:
     """Whether a local folder of a model has an autoencoder for pictures."""
-    return (Path(folder) / VAE / "config.json").is_file()
+    return bool(str(folder)) and (Path(folder) / VAE / "config.json").is_file()
 
 
 def load_image_parts(
@@ -76,8 +76,8 @@ def load_image_parts(
     """
     if not has_image_parts(folder):
         raise ValueError(
-            f"to draw, {str(folder)!r} must hold an autoencoder of diffusers in the folder {VAE!r} "
-            f"({VAE}/config.json and its weights), got none"
+            f"to draw, the folder of the model must hold an autoencoder of diffusers in {VAE!r} "
+            f"({VAE}/config.json and its weights), got {str(folder)!r} without"
         )
     path = Path(folder) / VAE
     cls = class_of(path, "config.json", AutoencoderMixin)
@@ -105,6 +105,6 @@ def class_of(folder: Path, config_name: str, kind: type) -> Any:
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ValueError(
-            f"_class_name of {folder.name}/{config_name} must be a {kind.__name__} of diffusers, got {name!r}"
+            f"_class_name of {folder.name}/{config_name} must be of the kind {kind.__name__} of diffusers, got {name!r}"
         )
     return cls
