@@ -124,7 +124,9 @@ def train(args: StageArguments) -> TrainingRun:
     quantization = None
     if args.quantization_bits is not None:
         quantization = ArrowQuantConfig(args.quantization_bits, args.quantization_group_size, args.int8_modules)
-    run = TrainingRun(accelerator, objective, [*rows, *latents], tokenizer, args.run_settings(), quantization)
+    settings = args.run_settings()
+    data = [source for source in (*rows, *latents) if not settings.shares or source.modality in settings.shares]
+    run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization)
     if args.resume:
         run.restore(out)
     follow(run, args, unseen_rows | unseen_latents, bytes_per_token(tokenizer), dtype)

@@ -30,7 +30,9 @@ class StageArguments:
     layers: list[int] = field(default_factory=list)  # the autoregressive model's layers to keep; all by default
     config: str | None = None  # JSON of UnifiedDiffusionConfig values: start from scratch
     modalities: list[str] = field(default_factory=lambda: ["text", "code"])  # those of tokens
-    mixture: list[str] = field(default_factory=list)  # text=4 code=2 image=4: micro-batches of a round; else in turns
+    mixture: list[str] = field(
+        default_factory=list
+    )  # text=1 image=2: what trains, micro-batches a round; else in turns
     loss_weights: list[str] = field(default_factory=list)  # image=0.5
     train_only: list[str] = field(default_factory=list)  # patterns of parameter names, such as heads.image*
     max_train_tokens: int | None = None  # of each modality of tokens; fewer tokens, more epochs
