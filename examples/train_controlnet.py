@@ -52,7 +52,7 @@ class Arguments:
     controlnet_model_name_or_path: str | None = None  # go on from a trained one, with a new optimizer
     num_blocks: int = 6
     read_layer: int | None = None
-    train_batch_size: int = 8
+    train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
     max_train_steps: int = 1000
     max_train_minutes: float | None = None  # the learning rate then follows the clock
@@ -64,6 +64,7 @@ class Arguments:
     mixed_precision: str = "auto"  # auto: bf16 where the machine has units for it
     causal_weight: float = 1.0
     block_lengths: list[int] = field(default_factory=lambda: [8, 16, 32])
+    canvas_every: int = 2  # one step in so many has noisy blocks too, the others train the causal path alone
     validation_steps: int = 100
     num_validation_batches: int = 4
     checkpointing_steps: int = 200
@@ -115,7 +116,8 @@ class ControlRun:
             self.codec, [TASKS[args.task](split, i, args.seed) for i in range(first, first + size)]
         )
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
-        block_length = args.block_lengths[number % len(args.block_lengths)]
+        turn, rest = divmod(number, args.canvas_every)
+        block_length = args.block_lengths[turn % len(args.block_lengths)] if rest == 0 else None
         ids = config.mask_token_id, self.tokenizer.eos_token_id
         parts, hint = control_layout(rows, "text", *ids, block_length, generator)
         device = self.accelerator.device
@@ -147,9 +149,12 @@ class ControlRun:
     def validate(self) -> dict[str, float]:
         """Mean losses of held-out batches."""
         counted = self.progress.tokens, self.progress.positions
-        found = [self.losses("validation", number) for number in range(self.args.num_validation_batches)]
+        found: dict[str, list[float]] = {}
+        for number in range(self.args.num_validation_batches):
+            for name, value in self.losses("validation", number).items():
+                found.setdefault(f"validation/{name}", []).append(value.item())
         self.progress.tokens, self.progress.positions = counted
-        return {f"validation/{name}": sum(f[name].item() for f in found) / len(found) for name in found[0]}
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def sample(self, index: int = 0) -> str:
         """What is written for a held-out example."""

@@ -43,7 +43,7 @@ def control_layout(
     modality: str,
     mask_token_id: int,
     end_token_id: int,
-    block_length: int,
+    block_length: int | None,
     generator: Generator,
 ) -> tuple[list[tuple[Segment, Target]], Segment]:
     """What a step sees: prompts and responses as clean context, responses as noisy blocks beside it, and the hints.
@@ -52,7 +52,7 @@ def control_layout(
     Blocks lie where the text pipeline has them, the first one at the end of the prompt.
 
     Args:
-        block_length: tokens of a block, at least 1.
+        block_length: tokens of a block, at least 1; None leaves the blocks out, and half of the work.
 
     Usage: `parts, hint = control_layout(rows, "text", mask_token_id, end_token_id, 16, generator)`
     """
@@ -66,6 +66,8 @@ def control_layout(
     asked = (following >= starts) & (following < ends)
     labels = torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1).masked_fill(~asked, IGNORED_LABEL)
     context = Segment(modality, tokens, mask=mask), Target(labels, torch.ones(tokens.shape))
+    if block_length is None:
+        return [context], hint
 
     responses = [[*row.response, *[end_token_id] * written_after(len(row.response), block_length)] for row in rows]
     answer, real = pad_right(responses, end_token_id)
