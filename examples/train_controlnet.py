@@ -3,7 +3,7 @@
     python examples/train_controlnet.py --task tools --output_dir runs/controlnet-tools --max_train_minutes 10
     python examples/train_controlnet.py --task reasoning --output_dir runs/controlnet-cot --max_train_minutes 10
 
-Arguments are named as in diffusers' train_controlnet.py. Everything a step does follows from its number and the seed, so
+Arguments are named as in diffusers' train_controlnet.py. Everything a step does follows from its number and the seed:
 `--resume_from_checkpoint latest` goes on as if nothing had happened. The embedded checkpoint is the base by default; a
 quantized base is dequantized once.
 """
@@ -101,7 +101,9 @@ class ControlRun:
         if getattr(self.base, "is_quantized", False):
             self.base.dequantize(dtype)
         self.base.to(dtype)
-        objective = ControlObjective(self.base, self.controlnet.train(), ObjectiveConfig(causal_weight=args.causal_weight))
+        objective = ControlObjective(
+            self.base, self.controlnet.train(), ObjectiveConfig(causal_weight=args.causal_weight)
+        )
         optimizer = adamw(list(self.controlnet.parameters()), args.adam_weight_decay, args.adam_beta2)
         self.accelerator.register_save_state_pre_hook(self._save_controlnet)
         self.accelerator.register_load_state_pre_hook(self._load_controlnet)
@@ -112,9 +114,7 @@ class ControlRun:
         """The losses of batch `number` of a split."""
         args, config, size = self.args, self.base.config, self.args.train_batch_size
         first = (number * self.accelerator.num_processes + self.accelerator.process_index) * size
-        rows = encode_examples(
-            self.codec, [TASKS[args.task](split, i, args.seed) for i in range(first, first + size)]
-        )
+        rows = encode_examples(self.codec, [TASKS[args.task](split, i, args.seed) for i in range(first, first + size)])
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
         turn, rest = divmod(number, args.canvas_every)
         block_length = args.block_lengths[turn % len(args.block_lengths)] if rest == 0 else None
@@ -186,7 +186,9 @@ class ControlRun:
         known = checkpoints(self.out)
         folder = known[-1] if name == "latest" and known else self.out / Path(name).name
         if folder not in known:
-            raise ValueError(f"resume_from_checkpoint must be one of {[f.name for f in known]} or 'latest', got {name!r}")
+            raise ValueError(
+                f"resume_from_checkpoint must be one of {[f.name for f in known]} or 'latest', got {name!r}"
+            )
         self.accelerator.load_state(str(folder))
         self.progress = Progress(**json.loads((folder / "progress.json").read_text()))
 

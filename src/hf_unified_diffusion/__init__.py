@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .engine import ArrowEngine as ArrowEngine
     from .memory import ArrowStorage as ArrowStorage
     from .modeling.attention_rule import ContextCache as ContextCache
-    from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
     from .modeling.configuration_controlnet import UnifiedControlNetConfig as UnifiedControlNetConfig
+    from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
     from .modeling.control_pass import Control as Control
     from .modeling.controlnet import UnifiedControlNetModel as UnifiedControlNetModel
     from .modeling.diffusers_weights import load_diffusers_model as load_diffusers_model

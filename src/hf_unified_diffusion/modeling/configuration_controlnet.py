@@ -1,4 +1,4 @@
-"""Configuration of a ControlNet: the base it belongs to, which of its layers it copies, and where it reads and writes."""
+"""Configuration of a ControlNet: its base, which of the base's layers it copies, and where it reads and writes."""
 
 import hashlib
 import json
@@ -109,7 +109,10 @@ class UnifiedControlNetConfig(PreTrainedConfig):
                 f"{self.base['num_key_value_heads']}, got {self.num_attention_heads} to {self.num_key_value_heads}",
             ),
             *(
-                (getattr(self, name) <= self.base[name], f"{name} must be at most the base's, got {getattr(self, name)}")
+                (
+                    getattr(self, name) <= self.base[name],
+                    f"{name} must be at most the base's, got {getattr(self, name)}",
+                )
                 for name in ("num_key_value_heads", "intermediate_size")
             ),
             (
@@ -126,7 +129,9 @@ class UnifiedControlNetConfig(PreTrainedConfig):
         """Raise ValueError, naming the sizes that differ, unless a network of this configuration is the base."""
         theirs = base_architecture(config)
         if theirs != self.base:
-            differing = {name: (self.base[name], theirs[name]) for name in ARCHITECTURE if self.base[name] != theirs[name]}
+            differing = {
+                name: (self.base[name], theirs[name]) for name in ARCHITECTURE if self.base[name] != theirs[name]
+            }
             raise ValueError(
                 f"a ControlNet must be used with the base it was made for, {fingerprint(self.base)}, "
                 f"got {fingerprint(theirs)}; these differ (its own, got): {differing}"

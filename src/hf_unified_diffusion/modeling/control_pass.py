@@ -50,7 +50,7 @@ class Control:
 
 
 def check_controls(controls: Sequence[Control], config: UnifiedDiffusionConfig, batch: int) -> None:
-    """Raise ValueError for a ControlNet of another base, hints of another batch, or one that reads what another wrote."""
+    """Raise ValueError for a ControlNet of another base, hints of another batch, or reading what another one wrote."""
     for control in controls:
         control.controlnet.config.check_base(config)
         rows = control.cache.keys[0].shape[0]

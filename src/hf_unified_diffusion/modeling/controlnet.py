@@ -47,7 +47,9 @@ class UnifiedControlNetModel(ParquetWeightsMixin, PreTrainedModel):
         super().__init__(config)
         narrow = config.narrow()
         self.rotary = SectionedRotary(narrow)
-        self.hint_projection = None if config.hint_width is None else PreciseLinear(config.hint_width, narrow.hidden_size)
+        self.hint_projection = (
+            None if config.hint_width is None else PreciseLinear(config.hint_width, narrow.hidden_size)
+        )
         self.blocks = nn.ModuleList(TransformerLayer(narrow, i) for i in range(narrow.num_hidden_layers))
         self.norms = nn.ModuleList(RMSNorm(narrow.hidden_size, narrow.rms_norm_eps) for _ in self.blocks)
         self.residuals = nn.ModuleList(
@@ -88,7 +90,11 @@ class UnifiedControlNetModel(ParquetWeightsMixin, PreTrainedModel):
         depth = base["num_hidden_layers"]
         read_layer = depth // 2 if read_layer is None else read_layer
         if not 1 <= num_blocks <= depth - read_layer:
-            raise ValueError(f"num_blocks must be in [1, {depth - read_layer}] above layer {read_layer}, got {num_blocks}")
+            raise ValueError(
+                f"num_blocks must be in [1, {depth - read_layer}] above layer {read_layer}, got {num_blocks}"
+            )
+        if hint_width is not None and hint_modality is not None:
+            raise ValueError(f"give either hint_modality or hint_width, got {hint_modality!r} and {hint_width}")
         if hint_width is None and hint_modality is None:
             hint_modality = "text"
         steps = [read_layer + (depth - read_layer) * i // num_blocks for i in range(num_blocks + 1)]
@@ -97,7 +103,9 @@ class UnifiedControlNetModel(ParquetWeightsMixin, PreTrainedModel):
             base=base,
             num_attention_heads=keys * (base["num_attention_heads"] // base["num_key_value_heads"]),
             num_key_value_heads=keys,
-            intermediate_size=max(1, base["intermediate_size"] // 6) if intermediate_size is None else intermediate_size,
+            intermediate_size=max(1, base["intermediate_size"] // 6)
+            if intermediate_size is None
+            else intermediate_size,
             max_hint_tokens=max_hint_tokens,
             read_layer=read_layer,
             copied_layers=steps[:-1],

@@ -61,7 +61,9 @@ def gather_controls(
         if not isinstance(network, UnifiedControlNetModel):
             raise ValueError(f"controlnet must be a UnifiedControlNetModel, got {type(network).__name__}")
     if several and (not isinstance(hints, list | tuple) or len(hints) != len(networks)):
-        raise ValueError(f"control_hint must be a list of one hint for each of {len(networks)} controlnets, got {hints!r}")
+        raise ValueError(
+            f"control_hint must be a list of one hint for each of {len(networks)} controlnets, got {hints!r}"
+        )
     given = {
         "controlnet_conditioning_scale": scales,
         "control_guidance_start": starts,
@@ -78,7 +80,7 @@ def gather_controls(
 
 def one_each(name: str, value: float | Sequence[float], count: int) -> list[float]:
     """A number for each ControlNet; a single one serves all."""
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, Sequence):
         return [value] * count
     if len(value) != count:
         raise ValueError(f"{name} must be one number or as many as the controlnets ({count}), got {len(value)}")

@@ -161,12 +161,12 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             constraint: what each text must be, always: see `SchemaConstraint`. Whitespace at the end of a prompt then
                 stays as it is. A canvas must be such a text as a whole; with a suffix, all between is one.
             json_schema, tools, regex: for `SchemaConstraint.from_json_schema`, `.from_tools`, `.from_regex`, instead.
-            controlnet: one or several that were made for the transformer; what they add is summed. With guidance they act
-                on the branch of the prompt, which is pushed away from the one without them.
+            controlnet: one or several that were made for the transformer; what they add is summed. With guidance they
+                act on the branch of the prompt, which is pushed away from the one without them.
             control_hint: what the ControlNet reads: a string, one a prompt, or a `Segment`; a list of these, one for
                 each, where there are several.
             controlnet_conditioning_scale: the weight of what it adds; one for all, or a list.
-            control_guidance_start, control_guidance_end: when it acts, in shares of the canvas uncovered; ones or lists.
+            control_guidance_start, control_guidance_end: when it acts, in shares of the canvas uncovered; or lists.
                 With an end below 1 the context, and what `check_drafts` goes by, is left alone.
             stop: strings that end the text; they are left out.
             end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked

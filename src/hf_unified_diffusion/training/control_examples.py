@@ -1,8 +1,8 @@
 """Examples for ControlNets that the project makes itself: a hint, a prompt, and the one right response.
 
-Every example is a function of its split, number and seed. Values (names, numbers, dates, operands) belong to exactly one
-split; phrasings are kept from training too: "validation" has the phrasings of "train" with values of its own, "test" has
-phrasings and values that neither has.
+Every example is a function of its split, number and seed. Values (names, numbers, dates, operands) belong to exactly
+one split; phrasings are kept from training too: "validation" has the phrasings of "train" with values of its own, and
+"test" phrasings and values that neither has.
 """
 
 import zlib

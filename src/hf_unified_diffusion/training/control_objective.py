@@ -71,7 +71,7 @@ def control_layout(
 
     responses = [[*row.response, *[end_token_id] * written_after(len(row.response), block_length)] for row in rows]
     answer, real = pad_right(responses, end_token_id)
-    hidden, time = hide_exactly(*answer.shape, block_length, generator)
+    hidden, time = hide_exactly(len(rows), answer.shape[1], block_length, generator)
     hidden = hidden if real is None else hidden & real
     index = torch.arange(answer.shape[1])
     canvas = Segment(

@@ -1,6 +1,6 @@
 """Requests and the one right call of a tool: names, numbers, dates and choices that the request states.
 
-An action has slots. A tool is an action with one of its names, a name for each slot, and the slots in some order, so that
+An action has slots. A tool is an action with one of its names, a name for each slot, and the slots in some order:
 tools differ from example to example. Actions of `UNSEEN` are in no training example.
 """
 
@@ -14,31 +14,41 @@ from ..conditioning.tool_hints import describe_tools
 from .control_examples import ControlExample, check_split, draw_value, phrasing, random_of
 
 TOOL_SPLITS = ("train", "validation", "test", "unseen")
-FIRST = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivan Jan Kim Leo Mia Noah Olga Pia Ravi Sara Tom Uma Vera Will Yara Zoe".split()
-LAST = "Abel Berg Costa Diaz Eco Falk Gomez Hill Ito Jung Khan Lund Moss Novak Ortiz Park Quinn Rossi Silva Tan".split()
+FIRST = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivan Jan Kim Leo Mia Noah Olga Pia Ravi Sara Tom Uma Vera Will Yara Zoe"
+LAST = "Abel Berg Costa Diaz Eco Falk Gomez Hill Ito Jung Khan Lund Moss Novak Ortiz Park Quinn Rossi Silva Tan"
 CITIES = (
-    "Accra Athens Berlin Bergen Bogota Boston Cairo Cork Dakar Delhi Denver Dublin Geneva Hanoi Havana Jakarta Kyoto Lagos "
-    "Lima Lisbon London Lyon Madrid Manila Milan Nairobi Naples Osaka Oslo Ottawa Paris Perth Porto Prague Quito Riga Rome "
-    "Seoul Sofia Sydney Taipei Tokyo Toronto Tunis Turin Vienna Warsaw Zurich"
-).split()
-ADJECTIVES = "big blue cheap clean cold dark fresh green heavy hot light long new old plain red round small soft warm".split()
+    "Accra Athens Berlin Bergen Bogota Boston Cairo Cork Dakar Delhi Denver Dublin Geneva Hanoi Havana Jakarta Kyoto "
+    "Lagos Lima Lisbon London Lyon Madrid Manila Milan Nairobi Naples Osaka Oslo Ottawa Paris Perth Porto Prague Quito "
+    "Riga Rome Seoul Sofia Sydney Taipei Tokyo Toronto Tunis Turin Vienna Warsaw Zurich"
+)
+ADJECTIVES = "big blue cheap clean cold dark fresh green heavy hot light long new old plain red round small soft warm"
 NOUNS = (
-    "bag bike book bread cable camera chair clock coat cup desk door fish hat key lamp map paper pen phone pizza plan radio "
-    "report salad shoe soup table tea ticket train"
-).split()
-DOMAINS = "acme.com arrow.org blue.net delta.io north.com paper.org river.net south.io stone.com west.org".split()
+    "bag bike book bread cable camera chair clock coat cup desk door fish hat key lamp map paper pen phone pizza plan "
+    "radio report salad shoe soup table tea ticket train"
+)
+DOMAINS = "acme.com arrow.org blue.net delta.io north.com paper.org river.net south.io stone.com west.org"
 
 Draw = Callable[[Random], Any]
+
+
+def word(words: str, random: Random) -> str:
+    """One of the words of a string."""
+    return random.choice(words.split())
+
+
 KINDS: dict[str, tuple[dict[str, Any], Draw]] = {
-    "person": ({"type": "string"}, lambda r: f"{r.choice(FIRST)} {r.choice(LAST)}"),
-    "city": ({"type": "string"}, lambda r: r.choice(CITIES)),
-    "thing": ({"type": "string"}, lambda r: f"{r.choice(ADJECTIVES)} {r.choice(NOUNS)}"),
-    "email": ({"type": "string"}, lambda r: f"{r.choice(FIRST).lower()}{r.randint(1, 99)}@{r.choice(DOMAINS)}"),
+    "person": ({"type": "string"}, lambda r: f"{word(FIRST, r)} {word(LAST, r)}"),
+    "city": ({"type": "string"}, lambda r: word(CITIES, r)),
+    "thing": ({"type": "string"}, lambda r: f"{word(ADJECTIVES, r)} {word(NOUNS, r)}"),
+    "email": ({"type": "string"}, lambda r: f"{word(FIRST, r).lower()}{r.randint(1, 99)}@{word(DOMAINS, r)}"),
     "date": (
         {"type": "string", "pattern": "^\\d{4}-\\d{2}-\\d{2}$"},
         lambda r: f"20{r.randint(24, 35)}-{r.randint(1, 12):02d}-{r.randint(1, 28):02d}",
     ),
-    "time": ({"type": "string", "pattern": "^\\d{2}:\\d{2}$"}, lambda r: f"{r.randint(0, 23):02d}:{5 * r.randint(0, 11):02d}"),
+    "time": (
+        {"type": "string", "pattern": "^\\d{2}:\\d{2}$"},
+        lambda r: f"{r.randint(0, 23):02d}:{5 * r.randint(0, 11):02d}",
+    ),
     "count": ({"type": "integer", "minimum": 1, "maximum": 99}, lambda r: r.randint(1, 99)),
     "amount": ({"type": "integer", "minimum": 1, "maximum": 9999}, lambda r: r.randint(100, 9999)),
 }
@@ -46,7 +56,7 @@ KINDS: dict[str, tuple[dict[str, Any], Draw]] = {
 
 @dataclass(frozen=True)
 class Slot:
-    """One argument: a kind of `KINDS`, or choices; names it may have; how a request says it, the last being for tests."""
+    """One argument: a kind of `KINDS`, or choices; names it may have; ways to say it, the last one for tests."""
 
     kind: str | tuple[str, ...]
     names: tuple[str, ...]
@@ -232,4 +242,3 @@ def tool_example(split: str, index: int, seed: int = 0) -> ControlExample:
     return ControlExample(
         describe_tools(definitions), f"User: {request}.\nCall:\n", response, tools=definitions, answer=arguments
     )
-
