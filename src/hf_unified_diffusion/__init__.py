@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .registration import register
 
 if TYPE_CHECKING:
+    from .conditioning.control import controlled as controlled
     from .conditioning.schema_constraint import SchemaConstraint as SchemaConstraint
     from .contracts import Condition as Condition
     from .contracts import Encoder as Encoder
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from .engine import ArrowEngine as ArrowEngine
     from .memory import ArrowStorage as ArrowStorage
     from .modeling.attention_rule import ContextCache as ContextCache
+    from .modeling.configuration_controlnet import UnifiedControlNetConfig as UnifiedControlNetConfig
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
+    from .modeling.control_pass import Control as Control
+    from .modeling.controlnet import UnifiedControlNetModel as UnifiedControlNetModel
     from .modeling.diffusers_weights import load_diffusers_model as load_diffusers_model
     from .modeling.diffusers_weights import save_diffusers_model as save_diffusers_model
     from .modeling.memory_plan import plan_memory as plan_memory
@@ -45,6 +49,7 @@ _MODULES = {
     "ArrowQuantConfig": "quantization",
     "ArrowStorage": "memory",
     "Condition": "contracts",
+    "Control": "modeling.control_pass",
     "ContextCache": "modeling.attention_rule",
     "Encoder": "contracts",
     "FormatError": "quantization",
@@ -55,6 +60,8 @@ _MODULES = {
     "Result": "contracts",
     "SchemaConstraint": "conditioning.schema_constraint",
     "Segment": "contracts",
+    "UnifiedControlNetConfig": "modeling.configuration_controlnet",
+    "UnifiedControlNetModel": "modeling.controlnet",
     "UnifiedDiffusionCodePipeline": "pipelines.pipeline_code",
     "UnifiedDiffusionConfig": "modeling.configuration_unified_diffusion",
     "UnifiedDiffusionImagePipeline": "pipelines.pipeline_image",
@@ -62,6 +69,7 @@ _MODULES = {
     "UnifiedDiffusionOutput": "modeling.pretrained",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
+    "controlled": "conditioning.control",
     "convert_checkpoint": "conversion.convert",
     "load_diffusers_model": "modeling.diffusers_weights",
     "plan_memory": "modeling.memory_plan",

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from ..contracts import Condition, Segment
 from ..quantization import num_weights
-from .attention_rule import ContextCache, attention_dtype, plan_attention
+from .attention_rule import ContextCache, TokenRoles, attention_dtype, plan_attention
 from .autoregressive import (
     check_kept_ids,
     check_layers,
@@ -31,6 +31,7 @@ from .checkpoint_metadata import (
 )
 from .checks import check_labels, check_segments
 from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
+from .control_pass import Control, ControlPass, check_controls
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import PreciseLinear, TimeEmbedding
 from .heads import ContinuousHead, TokenEmbedding, TokenHead
@@ -256,8 +257,9 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         condition: Condition | None = None,
         cache: ContextCache | None = None,
         use_cache: bool = False,
+        controls: Sequence[Control] = (),
     ) -> tuple[tuple[Float[Tensor, "batch length width"], ...], ContextCache]:
-        """What the heads read, one tensor per segment, and the cache; context joins the cache when `use_cache`."""
+        """What the heads read, one tensor per segment, and the cache; context joins the caches when `use_cache`."""
         cache = ContextCache() if cache is None else cache
         if not isinstance(cache, ContextCache):
             raise ValueError(f"cache must be a ContextCache, got {type(cache).__name__}")
@@ -269,11 +271,26 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         plan = plan_attention(roles, num_context, x.shape[1], cache).additive(attention_dtype(x))
         if condition is not None:
             condition = Condition(condition.tokens.to(x.dtype), condition.mask)
-        hidden = self.shared_transformer(x, positions, plan, cache, use_cache, condition)
+        control = None
+        if controls:
+            check_controls(controls, self.config, x.shape[0])
+            control = ControlPass(controls, ordered, positions, roles, num_context, len(cache), use_cache)
+        hidden = self.shared_transformer(x, positions, plan, cache, use_cache, condition, control)
         if use_cache and num_context:
             cache.remember(roles, num_context, end)
         parts = hidden.split([segment.values.shape[1] for segment in ordered], dim=1)
         return tuple(parts[order.index(i)] for i in range(len(segments))), cache
+
+    def lower_features(
+        self, context: Segment, depth: int
+    ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length 3"], TokenRoles | None]:
+        """Hidden states of clean tokens before layer `depth`, with their positions and roles; nothing is cached."""
+        nothing = ContextCache()
+        check_segments([context], self.config, None, nothing)
+        positions, roles, num_context, _ = layout([context], [0], nothing)
+        x = self.embed(context)
+        plan = plan_attention(roles, num_context, x.shape[1], nothing).additive(attention_dtype(x))
+        return self.shared_transformer.lower(x, positions, plan, depth), positions, roles
 
     def forward(
         self,
@@ -286,6 +303,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         condition: Condition | None = None,
         cache: ContextCache | None = None,
         use_cache: bool = False,
+        controls: Sequence[Control] = (),
         labels: Int[Tensor, "batch length"] | None = None,
         loss_weight: Tensor | None = None,
         return_dict: bool | None = None,
@@ -301,6 +319,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             segments: several segments, in the order of their default positions.
             condition: condition tokens for cross-attention, (B, c, condition_size).
             cache, use_cache: a `ContextCache`; only clean context ever enters it.
+            controls: ControlNets with their hints; context joins their caches too when `use_cache`.
             labels: int64 (B, n) for `input_ids`, -100 and padding ignored. Context: the usual shifted loss. Canvas:
                 the NELBO in nats per token; give -100 at visible tokens. The others are weighted by `loss_weight`,
                 (B,) or (B, n), 1 / t by default.
@@ -323,7 +342,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
                 "segments carry their own, and their losses are in hf_unified_diffusion.training"
             )
         asked_for_cache = use_cache or cache is not None
-        hidden, cache = self.features(segments, condition, cache, use_cache)
+        hidden, cache = self.features(segments, condition, cache, use_cache, controls)
         output = UnifiedDiffusionOutput(cache=cache if asked_for_cache else None)
         output.hidden_states = hidden
         predictions = tuple(self.decode(h, s.modality) for h, s in zip(hidden, segments, strict=True))

@@ -1,6 +1,6 @@
 """The score network behind a growing clean context: what a pipeline calls a denoiser."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..contracts import Condition, Segment
 from ..modeling.attention_rule import ContextCache
+from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 
 
@@ -25,6 +26,7 @@ class ContextDenoiser:
 
     Attributes:
         cache: keys and values of the context.
+        controls: ControlNets at work, with their own keys and values of hint and context.
         num_passes: forward passes so far.
         next_logits: float (B, vocab), the causal prediction of the token after the context; None while there is none.
 
@@ -40,15 +42,22 @@ class ContextDenoiser:
         modality: str,
         mask_token_id: int | None = None,
         context_modality: str | None = None,
+        controls: Sequence[Control] = (),
     ):
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
         self.context_modality = modality if context_modality is None else context_modality
+        self.controls = tuple(controls)
         self.cache = ContextCache()
         self.num_passes = 0
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
         self._waiting: Segment | None = None
         self._positions: Float[Tensor, "batch length *axes"] | None = None
         self._real: Bool[Tensor, "batch length"] | None = None
+
+    def under(self, control: Control) -> "ContextDenoiser":
+        """A denoiser of the same kind, without context yet, under one more ControlNet; see `conditioning.control`."""
+        controls = (*self.controls, control)
+        return ContextDenoiser(self.model, self.modality, self.mask_token_id, self.context_modality, controls)
 
     def remember(
         self,
@@ -84,7 +93,13 @@ class ContextDenoiser:
     def keep_rows(self, rows: Int[Tensor, "rows"]) -> None:
         """Go on with some rows of the batch only."""
         self.cache = self.cache.select(rows)
+        self.controls = tuple(control.select(rows) for control in self.controls)
         self.next_logits = None if self.next_logits is None else self.next_logits[rows]
+
+    def forget(self, count: Int[Tensor, "batch"]) -> None:
+        """Take each row's last `count` tokens back out of the context."""
+        for cache in (self.cache, *(control.cache for control in self.controls)):
+            forget_last(cache, count)
 
     def read(
         self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"] | None = None
@@ -96,7 +111,13 @@ class ContextDenoiser:
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, None
         segments = canvases if waiting is None else [waiting, *canvases]
-        output = self.model(segments=segments, condition=condition, cache=self.cache, use_cache=waiting is not None)
+        output = self.model(
+            segments=segments,
+            condition=condition,
+            cache=self.cache,
+            use_cache=waiting is not None,
+            controls=self.controls,
+        )
         self.num_passes += 1
         if waiting is not None:
             self.next_logits = last_real(output.predictions[0], waiting.mask)

@@ -15,12 +15,14 @@ from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.guidance import guided, without_tokens
 from ..conditioning.schema_constraint import SchemaConstraint
 from ..contracts import Denoiser
+from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .canvas_filling import CanvasFiller
 from .checkpoints import EMBEDDED_CHECKPOINT, is_model_folder, load_parts
 from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
+from .control_inputs import ControlInput, gather_controls
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
 from .step_hooks import Callback, step_hook, tensor_names
 from .text_inputs import (
@@ -118,6 +120,11 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         json_schema: Mapping[str, Any] | bool | str | None = None,
         tools: Sequence[Mapping[str, Any] | Callable] | None = None,
         regex: str | None = None,
+        controlnet: UnifiedControlNetModel | Sequence[UnifiedControlNetModel] | None = None,
+        control_hint: Any = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
         stop: str | list[str] | None = None,
         end_rules: Sequence[EndRule] = (),
         at_bound: EndRule | None = None,
@@ -154,6 +161,13 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             constraint: what each text must be, always: see `SchemaConstraint`. Whitespace at the end of a prompt then
                 stays as it is. A canvas must be such a text as a whole; with a suffix, all between is one.
             json_schema, tools, regex: for `SchemaConstraint.from_json_schema`, `.from_tools`, `.from_regex`, instead.
+            controlnet: one or several that were made for the transformer; what they add is summed. With guidance they
+                act on the branch of the prompt, which is pushed away from the one without them.
+            control_hint: what the ControlNet reads: a string, one a prompt, or a `Segment`; a list of these, one for
+                each, where there are several.
+            controlnet_conditioning_scale: the weight of what it adds; one for all, or a list.
+            control_guidance_start, control_guidance_end: when it acts, in shares of the canvas uncovered; or lists.
+                With an end below 1 the context, and what `check_drafts` goes by, is left alone.
             stop: strings that end the text; they are left out.
             end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked
                 after each block.
@@ -207,6 +221,9 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         scheduler = self._scheduler_with(**changes, ordering=ordering, entropy_bound=entropy_bound)
         constrained = self._constrained(constraint, codec, scheduler, rows, options)
+        counts = len(rows), num_return_sequences, self._pad_token_id(), device
+        ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
+        controls = gather_controls(controlnet, control_hint, *ranges, codec, *counts)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
         with evaluating(self.transformer), self.progress_bar(total=steps) as progress:
@@ -216,7 +233,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
-            passes, acceptance_rate = self._write(rows, options, filler, writer, device)
+            passes, acceptance_rate = self._write(rows, options, filler, writer, controls, device)
             writer.close()
         if streamer is not None:
             if rows.suffix_ids[0]:
@@ -246,11 +263,19 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         return constrained
 
     def _write(
-        self, rows: TextRows, options: TextOptions, filler: CanvasFiller, writer: RowWriter, device: torch.device
+        self,
+        rows: TextRows,
+        options: TextOptions,
+        filler: CanvasFiller,
+        writer: RowWriter,
+        controls: Sequence[ControlInput],
+        device: torch.device,
     ) -> tuple[int, float | None]:
         """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
         contexts = [ContextDenoiser(self.transformer, self.modality, mask)]
+        for control in controls:
+            contexts[0] = control.apply(contexts[0])
         denoiser: Denoiser = contexts[0]
         if options.guidance_scale != 1:
             contexts.append(ContextDenoiser(self.transformer, self.modality, mask))
