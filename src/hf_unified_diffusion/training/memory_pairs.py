@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from .layouts import TokenBatch
-
 KINDS = ("right", "near", "wrong")
 
 
@@ -21,7 +19,7 @@ class MemoryMix:
     Attributes:
         slots: memories of a row.
         dropout: share of rows none of whose memories are right (retrieval dropout).
-        near: share of the other slots that hold the nearest passage of another document, instead of any.
+        near: share of the other slots that hold the nearest memory of another document, instead of any.
     """
 
     slots: int = 4
@@ -38,87 +36,98 @@ class MemoryMix:
         return [kinds[i] for i in torch.randperm(self.slots, generator=generator)]
 
 
-class MemoryPairs:
-    """Documents cut into passages; each row is a passage, and memories are other passages.
+@dataclass(frozen=True)
+class Passages:
+    """Documents cut in turn into a passage to write and a memory of the same document.
 
-    Args:
-        documents: token ids of each; those with fewer than two passages are left out.
-        length: tokens of a passage.
-        embeddings: of the tokens: passages are near by the mean of theirs, rare tokens counting more.
-        memory_length: tokens of a memory, cut from a passage at a random place.
-
-    Raises ValueError where fewer than two documents have two passages.
-
-    Usage: `batch, memories = MemoryPairs(documents, 96, embeddings).rows(8, MemoryMix(), generator)`
+    Attributes:
+        rows: int64 (R, length), what is written.
+        items: int64 (I, memory_length), what is remembered.
+        row_document, item_document: int64, ascending, the document of each.
     """
 
-    def __init__(
-        self,
-        documents: Sequence[np.ndarray],
-        length: int,
-        embeddings: Float[Tensor, "vocab width"],
-        memory_length: int = 48,
-    ):
-        cut = [d[: len(d) // length * length].reshape(-1, length) for d in documents if len(d) >= 2 * length]
-        if len(cut) < 2:
-            raise ValueError(f"at least two documents must have two passages of {length} tokens, got {len(cut)}")
-        self.memory_length = min(memory_length, length)
-        self.passages = torch.from_numpy(np.concatenate(cut).astype(np.int64))
-        counts = torch.tensor([len(part) for part in cut])
-        self.document = torch.arange(len(cut)).repeat_interleave(counts)
-        self.first, self.count = (counts.cumsum(0) - counts)[self.document], counts[self.document]
-        self.vectors = passage_vectors(self.passages, embeddings)
+    rows: Int[Tensor, "rows length"]
+    items: Int[Tensor, "items memory_length"]
+    row_document: Int[Tensor, "rows"]
+    item_document: Int[Tensor, "items"]
 
-    def __len__(self) -> int:
-        return len(self.passages)
+    def first(self, num_documents: int) -> "Passages":
+        """Only the first documents."""
+        rows, items = self.row_document < num_documents, self.item_document < num_documents
+        return Passages(self.rows[rows], self.items[items], self.row_document[rows], self.item_document[items])
 
-    def rows(
-        self, count: int, mix: MemoryMix | str, generator: Generator
-    ) -> tuple[TokenBatch, Int[Tensor, "rows slots length"]]:
-        """Random passages and their memories; `mix` may be one kind for all slots."""
-        chosen = torch.randint(0, len(self), (count,), generator=generator)
+
+def cut_passages(documents: Sequence[np.ndarray], length: int, memory_length: int, most: int = 4) -> Passages:
+    """At most `most` passages and as many memories of each document; those that are too short are left out.
+
+    Raises ValueError where fewer than two documents are long enough.
+
+    Usage: `cut_passages(token_ids, length=96, memory_length=48)`
+    """
+    if not 1 <= memory_length <= length:
+        raise ValueError(f"memory_length must be in 1..{length}, got {memory_length}")
+    rows, items, counts = [], [], []
+    for document in documents:
+        parts = document[: len(document) // length * length].reshape(-1, length).astype(np.int64)[: 2 * most]
+        if len(parts) < 2:
+            continue
+        rows.append(parts[::2])
+        items.append(parts[1::2, :memory_length])
+        counts.append((len(rows[-1]), len(items[-1])))
+    if len(counts) < 2:
+        raise ValueError(f"at least two documents must have two passages of {length} tokens, got {len(counts)}")
+    index = torch.arange(len(counts))
+    owners = [index.repeat_interleave(torch.tensor([count[i] for count in counts])) for i in (0, 1)]
+    return Passages(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(items)), *owners)
+
+
+class MemoryPairs:
+    """Draws memories for passages.
+
+    Args:
+        embeddings: of the tokens: texts are near by the mean of theirs, rare tokens counting more.
+
+    Usage: `items = MemoryPairs(passages, embeddings).draw(torch.tensor([0, 1]), MemoryMix(), generator)`
+    """
+
+    def __init__(self, passages: Passages, embeddings: Float[Tensor, "vocab width"]):
+        self.passages = passages
+        weight = rarity(passages.rows, len(embeddings))
+        self.row_vectors, self.item_vectors = (
+            text_vectors(texts, embeddings, weight) for texts in (passages.rows, passages.items)
+        )
+
+    def draw(
+        self, rows: Int[Tensor, "count"], mix: MemoryMix | str, generator: Generator
+    ) -> Int[Tensor, "count slots"]:
+        """Places of each row's memories among the items; `mix` may be one kind for all slots."""
         slots = (MemoryMix() if isinstance(mix, str) else mix).slots
-        kinds = [[mix] * slots if isinstance(mix, str) else mix.draw(generator) for _ in range(count)]
-        near = self.nearest(chosen, slots)
-        memories = [
-            torch.stack([self.memory(int(row), kind, near[i, slot], generator) for slot, kind in enumerate(kinds[i])])
-            for i, row in enumerate(chosen)
-        ]
-        tokens = self.passages[chosen]
-        return TokenBatch(tokens, torch.zeros_like(tokens), "text"), torch.stack(memories)
-
-    def memory(self, row: int, kind: str, near: Tensor, generator: Generator) -> Int[Tensor, "length"]:
-        """A part of another passage: of the same document, the near one, or any of another document."""
-        if kind == "right":
-            place = int(torch.randint(0, int(self.count[row]) - 1, (), generator=generator))
-            other = int(self.first[row]) + place
-            other += other >= row
-        elif kind == "near":
-            other = int(near)
-        else:
-            place = int(torch.randint(0, len(self) - int(self.count[row]), (), generator=generator))
-            other = place + int(self.count[row]) * (place >= int(self.first[row]))
-        passage = self.passages[other]
-        start = int(torch.randint(0, len(passage) - self.memory_length + 1, (), generator=generator))
-        return passage[start : start + self.memory_length]
-
-    def nearest(self, chosen: Int[Tensor, "rows"], count: int) -> Int[Tensor, "rows count"]:
-        """The passages of other documents that are nearest to each row, best first."""
-        scores = self.vectors[chosen] @ self.vectors.T
-        scores[self.document[chosen][:, None] == self.document] = -torch.inf
-        return scores.topk(min(count, scores.shape[1])).indices
+        chosen = torch.empty(len(rows), slots, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            own = self.passages.item_document == self.passages.row_document[row]
+            scores = (self.item_vectors @ self.row_vectors[row]).masked_fill(own, -torch.inf)
+            places = {
+                "right": own.nonzero()[:, 0],
+                "near": scores.topk(min(slots, int((~own).sum()))).indices,
+                "wrong": (~own).nonzero()[:, 0],
+            }
+            for slot, kind in enumerate([mix] * slots if isinstance(mix, str) else mix.draw(generator)):
+                among = places[kind]
+                chosen[i, slot] = among[int(torch.randint(0, len(among), (), generator=generator))]
+        return chosen
 
 
-def passage_vectors(
-    passages: Int[Tensor, "passages length"], embeddings: Float[Tensor, "vocab width"]
-) -> Float[Tensor, "passages width"]:
-    """Unit vectors of passages: the mean embedding of their tokens, weighted by inverse document frequency."""
-    vocab_size = len(embeddings)
+def rarity(texts: Int[Tensor, "texts length"], vocab_size: int) -> Float[Tensor, "vocab"]:
+    """Inverse document frequency of each token, in nats."""
     found = torch.zeros(vocab_size)
-    for part in passages.split(4096):
-        seen = torch.zeros(len(part), vocab_size, dtype=torch.bool).scatter(1, part, True)
-        found += seen.sum(dim=0)
-    weight = torch.log(len(passages) / found.clamp_min(1))
-    centred = F.normalize(embeddings - embeddings.mean(dim=0), dim=1) * weight[:, None]
-    vectors = [F.embedding_bag(part, centred, mode="mean") for part in passages.split(4096)]
-    return F.normalize(torch.cat(vectors), dim=1)
+    for part in texts.split(1024):
+        found += torch.zeros(len(part), vocab_size, dtype=torch.bool).scatter(1, part, True).sum(dim=0)
+    return torch.log(len(texts) / found.clamp_min(1))
+
+
+def text_vectors(
+    texts: Int[Tensor, "texts length"], embeddings: Float[Tensor, "vocab width"], weight: Float[Tensor, "vocab"]
+) -> Float[Tensor, "texts width"]:
+    """Unit vectors of texts: the weighted mean of their tokens' directions."""
+    directions = F.normalize(embeddings - embeddings.mean(dim=0), dim=1) * weight[:, None]
+    return F.normalize(torch.cat([F.embedding_bag(part, directions, mode="mean") for part in texts.split(1024)]), dim=1)

@@ -1,29 +1,65 @@
 """Where a memory conditioner starts its training: as an attention that continues texts as the memory does."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from ..contracts import Condition, Segment
 from ..memory.memory_conditioner import ITEM, TEXT, source_widths, unit_rms
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..modeling.shared_transformer import CrossAttention
 
-START_GATE = 0.05
+START_GATE, START_OUTPUT = 0.5, 8.0
+
+
+def last_attention(model: UnifiedDiffusionModel) -> tuple[str, CrossAttention]:
+    """The cross-attention of the last layer, with its name: what trains it can be computed once for all steps.
+
+    Raises ValueError where the last layer has none.
+    """
+    layers = model.shared_transformer.layers
+    attention = layers[-1].cross_attn
+    if attention is None:
+        raise ValueError(
+            f"cross_attention_every must divide the number of layers, {len(layers)}, "
+            f"got {model.config.cross_attention_every}"
+        )
+    return f"shared_transformer.layers.{len(layers) - 1}.cross_attn", attention
 
 
 def conditioner_modules(model: UnifiedDiffusionModel) -> dict[str, nn.Module]:
-    """Name -> module of all that a memory conditioner trains: projections and cross-attention.
+    """Name -> module of all that a memory conditioner trains: projections and the last cross-attention."""
+    name, attention = last_attention(model)
+    return {**{f"condition_projections.{name}": model.condition_projections[name] for name in (ITEM, TEXT)}, name: attention}
 
-    Raises ValueError for a network without cross-attention.
-    """
-    layers = {
-        f"shared_transformer.layers.{i}.cross_attn": layer.cross_attn
-        for i, layer in enumerate(model.shared_transformer.layers)
-        if layer.cross_attn is not None
-    }
-    if not layers:
-        raise ValueError("a memory conditioner needs a network with cross-attention, got cross_attention_every 0")
-    return {**{f"condition_projections.{name}": model.condition_projections[name] for name in (ITEM, TEXT)}, **layers}
+
+def after_last_attention(
+    model: UnifiedDiffusionModel, x: Float[Tensor, "batch length width"], condition: Condition | None
+) -> Float[Tensor, "batch length width"]:
+    """From what the last cross-attention reads to what the heads read."""
+    layer = model.shared_transformer.layers[-1]
+    if condition is not None:
+        x = x + layer.cross_attn(x, condition)
+    return model.shared_transformer.norm(x + layer.mlp(layer.post_attention_layernorm(x)))
+
+
+@torch.no_grad()
+def before_last_attention(
+    model: UnifiedDiffusionModel, segments: Sequence[Segment]
+) -> Float[Tensor, "batch length width"]:
+    """What the last cross-attention reads of segments, in their order, context first."""
+    seen: list[Tensor] = []
+    _, attention = last_attention(model)
+    hook = attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    rows, width = len(segments[0].values), model.config.condition_size
+    nothing = Condition(torch.zeros(rows, 1, width), torch.zeros(rows, 1, dtype=torch.bool))
+    try:
+        model.features(segments, nothing)
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 @torch.no_grad()
@@ -53,15 +89,14 @@ def start_conditioner(
     text.bias.copy_(-text.weight @ texts.mean(dim=0))
     item.bias.copy_(-item.weight @ texts[:, :width].mean(dim=0))
     turn = nn.init.orthogonal_(torch.empty(config.num_key_value_heads * config.head_size, half), generator=generator)
-    for layer in model.shared_transformer.layers:
-        if layer.cross_attn is not None:
-            start_attention(layer.cross_attn, directions, turn)
+    read_as = unit_rms(model.shared_transformer.norm.weight)  # what is expected is seen through the last norm
+    start_attention(last_attention(model)[1], directions, turn, read_as)
     model.requires_grad_(False)
     modules = conditioner_modules(model).values()
     return [parameter.requires_grad_(True) for module in modules for parameter in module.parameters()]
 
 
-def start_attention(attention: CrossAttention, directions: Tensor, turn: Tensor) -> None:
+def start_attention(attention: CrossAttention, directions: Tensor, turn: Tensor, read_as: Tensor) -> None:
     """Keys read the first half of a condition token, values the second, in the same turned basis."""
     keys, half = turn.shape
     repeats = attention.q_proj.out_features // keys
@@ -70,8 +105,8 @@ def start_attention(attention: CrossAttention, directions: Tensor, turn: Tensor)
     read = turn[:, : directions.shape[1]] @ directions.T
     read = read.unflatten(0, (-1, attention.head_dim)).repeat_interleave(repeats, dim=0).flatten(0, 1)
     attention.q_proj.weight.copy_(read)
-    attention.o_proj.weight.copy_(read.T / repeats)
-    attention.norm.weight.fill_(1.0)
+    attention.o_proj.weight.copy_(START_OUTPUT / repeats * read_as[:, None] * read.T)
+    attention.norm.weight.copy_(read_as)
     attention.gate.fill_(START_GATE)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from ..contracts import Condition, Segment
+from ..contracts import Segment
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .layouts import IGNORED_LABEL, Target, TokenBatch, block_layout, infill_layout, next_token_target
 
@@ -93,11 +93,9 @@ class ScoreNetworkObjective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(
-        self, parts: Sequence[tuple[Segment, Target]], condition: Condition | None = None
-    ) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, parts: Sequence[tuple[Segment, Target]]) -> dict[str, Float[Tensor, ""]]:
         """The loss, and its parts in nats per token: `causal`, `canvas` (weights clipped) and `hidden` (unweighted)."""
-        hidden, _ = self.model.features([segment for segment, _ in parts], condition)
+        hidden, _ = self.model.features([segment for segment, _ in parts])
         losses: dict[str, list[tuple[Tensor, Tensor, int]]] = {"causal": [], "canvas": []}
         for features, (segment, target) in zip(hidden, parts, strict=True):
             nats, weight = self.nats(features, segment.modality, target)
