@@ -84,7 +84,9 @@ class Computed:
 
 
 @torch.no_grad()
-def compute(model: UnifiedDiffusionModel, passages: Passages, minutes: float, mask_token_id: int, seed: int) -> Computed:
+def compute(
+    model: UnifiedDiffusionModel, passages: Passages, minutes: float, mask_token_id: int, seed: int
+) -> Computed:
     """As many documents as the minutes allow, some at a time."""
     generator, config = Generator().manual_seed(seed), ObjectiveConfig(infill_rate=0.0, complementary=False)
     found: dict[str, list] = {name: [] for name in ("x", "labels", "weight", "means", "texts")}
@@ -96,9 +98,7 @@ def compute(model: UnifiedDiffusionModel, passages: Passages, minutes: float, ma
             texts[(owner >= document) & (owner < stop)]
             for texts, owner in ((passages.rows, passages.row_document), (passages.items, passages.item_document))
         )
-        parts = layout_for(
-            TokenBatch(rows, torch.zeros_like(rows), "text"), config, mask_token_id, 1.0, generator
-        )
+        parts = layout_for(TokenBatch(rows, torch.zeros_like(rows), "text"), config, mask_token_id, 1.0, generator)
         found["x"].append(before_last_attention(model, [segment for segment, _ in parts]).half())
         found["labels"].append(torch.cat([target.labels for _, target in parts], dim=1))
         found["weight"].append(torch.cat([target.weight.clamp(max=config.max_weight) for _, target in parts], dim=1))

@@ -68,7 +68,10 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
             self._build_modality(name, spec)
         self.condition_projections = nn.ModuleDict(
-            {name: PreciseLinear(width, config.condition_size) for name, width in sorted(config.condition_sources.items())}
+            {
+                name: PreciseLinear(width, config.condition_size)
+                for name, width in sorted(config.condition_sources.items())
+            }
         )
         self.shared_transformer = SharedTransformer(config)
         self.checkpoint_facts: dict[str, Any] = {}  # of metadata.json: licence, training, supported modalities, ...

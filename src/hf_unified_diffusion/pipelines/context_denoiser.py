@@ -22,6 +22,7 @@ class ContextDenoiser:
         modality: of the canvases.
         mask_token_id: of canvases of tokens, None for continuous ones.
         context_modality: of the clean tokens; by default that of the canvases.
+        condition: what clean tokens and canvases attend to besides, in every pass; one row a row of the batch.
 
     Attributes:
         cache: keys and values of the context.
@@ -40,9 +41,11 @@ class ContextDenoiser:
         modality: str,
         mask_token_id: int | None = None,
         context_modality: str | None = None,
+        condition: Condition | None = None,
     ):
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
         self.context_modality = modality if context_modality is None else context_modality
+        self.condition = condition
         self.cache = ContextCache()
         self.num_passes = 0
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
@@ -84,6 +87,7 @@ class ContextDenoiser:
     def keep_rows(self, rows: Int[Tensor, "rows"]) -> None:
         """Go on with some rows of the batch only."""
         self.cache = self.cache.select(rows)
+        self.condition = None if self.condition is None else self.condition.select(rows)
         self.next_logits = None if self.next_logits is None else self.next_logits[rows]
 
     def read(
@@ -95,6 +99,7 @@ class ContextDenoiser:
 
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, None
+        condition = self.condition if condition is None else condition
         segments = canvases if waiting is None else [waiting, *canvases]
         output = self.model(segments=segments, condition=condition, cache=self.cache, use_cache=waiting is not None)
         self.num_passes += 1

@@ -32,7 +32,10 @@ def last_attention(model: UnifiedDiffusionModel) -> tuple[str, CrossAttention]:
 def conditioner_modules(model: UnifiedDiffusionModel) -> dict[str, nn.Module]:
     """Name -> module of all that a memory conditioner trains: projections and the last cross-attention."""
     name, attention = last_attention(model)
-    return {**{f"condition_projections.{name}": model.condition_projections[name] for name in (ITEM, TEXT)}, name: attention}
+    return {
+        **{f"condition_projections.{name}": model.condition_projections[name] for name in (ITEM, TEXT)},
+        name: attention,
+    }
 
 
 def after_last_attention(
@@ -110,9 +113,7 @@ def start_attention(attention: CrossAttention, directions: Tensor, turn: Tensor,
     attention.gate.fill_(START_GATE)
 
 
-def leading_directions(
-    embeddings: Float[Tensor, "vocab width"], count: int
-) -> Float[Tensor, "width count"]:
+def leading_directions(embeddings: Float[Tensor, "vocab width"], count: int) -> Float[Tensor, "width count"]:
     """The orthonormal directions in which the rows of a matrix differ most."""
     rows = unit_rms(embeddings)
     rows = rows - rows.mean(dim=0)
