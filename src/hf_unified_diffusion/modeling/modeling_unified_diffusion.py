@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from .checkpoint_metadata import (
     write_metadata,
 )
 from .checks import check_labels, check_segments
-from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
+from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality, check_source
 from .control_pass import Control, ControlPass, check_controls
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import PreciseLinear, TimeEmbedding
@@ -67,6 +68,12 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         self.heads = nn.ModuleDict()
         for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
             self._build_modality(name, spec)
+        self.condition_projections = nn.ModuleDict(
+            {
+                name: PreciseLinear(width, config.condition_size)
+                for name, width in sorted(config.condition_sources.items())
+            }
+        )
         self.shared_transformer = SharedTransformer(config)
         self.checkpoint_facts: dict[str, Any] = {}  # of metadata.json: licence, training, supported modalities, ...
         self.post_init()
@@ -209,6 +216,19 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
                 part[name].to(like.device, like.dtype).apply(self._init_weights)
         self.modality_embedding[name].data = self.modality_embedding[name].data.to(like)
 
+    def add_condition_source(self, name: str, width: int) -> None:
+        """Give the network a projection from features of `width` to condition tokens; nothing else changes.
+
+        Usage: `model.add_condition_source("memory", width=384)`; raises ValueError if the name is taken.
+        """
+        if name in self.condition_projections:
+            raise ValueError(f"the source {name!r} exists; the model has {sorted(self.condition_projections)}")
+        check_source(name, width)
+        self.config.condition_sources = {**self.config.condition_sources, name: width}
+        like = self.shared_transformer.norm.weight
+        projection = PreciseLinear(width, self.config.condition_size)
+        self.condition_projections[name] = projection.to(like.device, like.dtype).apply(self._init_weights)
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
         return self.token_embedding
@@ -270,7 +290,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         x = torch.cat([self.embed(segment) for segment in ordered], dim=1)
         plan = plan_attention(roles, num_context, x.shape[1], cache).additive(attention_dtype(x))
         if condition is not None:
-            condition = Condition(condition.tokens.to(x.dtype), condition.mask)
+            condition = replace(condition, tokens=condition.tokens.to(x.dtype))
         control = None
         if controls:
             check_controls(controls, self.config, x.shape[0])

@@ -23,6 +23,7 @@ class ContextDenoiser:
         modality: of the canvases.
         mask_token_id: of canvases of tokens, None for continuous ones.
         context_modality: of the clean tokens; by default that of the canvases.
+        condition: what clean tokens and canvases attend to besides, in every pass; one row a row of the batch.
 
     Attributes:
         cache: keys and values of the context.
@@ -43,10 +44,11 @@ class ContextDenoiser:
         mask_token_id: int | None = None,
         context_modality: str | None = None,
         controls: Sequence[Control] = (),
+        condition: Condition | None = None,
     ):
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
         self.context_modality = modality if context_modality is None else context_modality
-        self.controls = tuple(controls)
+        self.controls, self.condition = tuple(controls), condition
         self.cache = ContextCache()
         self.num_passes = 0
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
@@ -57,7 +59,8 @@ class ContextDenoiser:
     def under(self, control: Control) -> "ContextDenoiser":
         """A denoiser of the same kind, without context yet, under one more ControlNet; see `conditioning.control`."""
         controls = (*self.controls, control)
-        return ContextDenoiser(self.model, self.modality, self.mask_token_id, self.context_modality, controls)
+        kind = (self.modality, self.mask_token_id, self.context_modality)
+        return ContextDenoiser(self.model, *kind, controls, self.condition)
 
     def remember(
         self,
@@ -94,6 +97,7 @@ class ContextDenoiser:
         """Go on with some rows of the batch only."""
         self.cache = self.cache.select(rows)
         self.controls = tuple(control.select(rows) for control in self.controls)
+        self.condition = None if self.condition is None else self.condition.select(rows)
         self.next_logits = None if self.next_logits is None else self.next_logits[rows]
 
     def forget(self, count: Int[Tensor, "batch"]) -> None:
@@ -110,6 +114,7 @@ class ContextDenoiser:
 
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, None
+        condition = self.condition if condition is None else condition
         segments = canvases if waiting is None else [waiting, *canvases]
         output = self.model(
             segments=segments,

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.guidance import guided, without_tokens
 from ..conditioning.schema_constraint import SchemaConstraint
-from ..contracts import Denoiser
+from ..contracts import Condition, Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
@@ -33,6 +33,7 @@ from .text_inputs import (
     check_room,
     gather_rows,
     given_constraint,
+    matched_condition,
     row_generators,
     stop_strings,
 )
@@ -115,6 +116,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         ordering: str | None = None,
         entropy_bound: float | None = None,
         canvas: Int[Tensor, "batch length"] | None = None,
+        condition: Condition | None = None,
         check_drafts: bool = False,
         constraint: SchemaConstraint | None = None,
         json_schema: Mapping[str, Any] | bool | str | None = None,
@@ -155,6 +157,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
                 `MaskedDiffusionScheduler`.
             canvas: int64 (1 or B, n) token ids after the prompt; only its mask tokens are filled. Sets
                 `max_new_tokens`.
+            condition: what the network attends to besides, a memory say; 1 row or as many as the prompts. Guidance
+                strengthens it too.
             check_drafts: let the causal path check every drafted block and keep what it would have written itself: text
                 distributed as the autoregressive model's, at that temperature. Each draft takes the passes of one
                 block, and there are as many drafts as it needs.
@@ -214,6 +218,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         codec = TextCodec(self.tokenizer)
         heal = constraint is None
         rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal)
+        condition = matched_condition(condition, len(rows), num_return_sequences)
         check_room(rows, options.largest_context, config.max_position_embeddings)
         if streamer is not None and len(rows) > 1:
             raise ValueError(f"a streamer takes one row, got {len(rows)}")
@@ -233,7 +238,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
-            passes, acceptance_rate = self._write(rows, options, filler, writer, controls, device)
+            passes, acceptance_rate = self._write(rows, options, filler, writer, controls, condition, device)
             writer.close()
         if streamer is not None:
             if rows.suffix_ids[0]:
@@ -269,11 +274,12 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         filler: CanvasFiller,
         writer: RowWriter,
         controls: Sequence[ControlInput],
+        condition: Condition | None,
         device: torch.device,
     ) -> tuple[int, float | None]:
         """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
-        contexts = [ContextDenoiser(self.transformer, self.modality, mask)]
+        contexts = [ContextDenoiser(self.transformer, self.modality, mask, condition=condition)]
         for control in controls:
             contexts[0] = control.apply(contexts[0])
         denoiser: Denoiser = contexts[0]
