@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..contracts import Condition, Segment
+from ..modeling.adapters import per_row
 from ..modeling.attention_rule import ContextCache
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 
@@ -22,6 +23,7 @@ class ContextDenoiser:
         cache: keys and values of the context.
         num_passes: forward passes so far.
         next_logits: float (B, vocab), the causal prediction of the token after the context; None while there is none.
+        adapter_names: the LoRA adapter of each row, see `modeling.adapters.per_row`; None: those active for all.
 
     Usage:
         denoiser = ContextDenoiser(model, "text", mask_token_id)
@@ -33,6 +35,7 @@ class ContextDenoiser:
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
         self.cache = ContextCache()
         self.num_passes = 0
+        self.adapter_names: list[str] | None = None
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
         self._waiting: Segment | None = None
         self._positions: Float[Tensor, "batch length"] | None = None
@@ -69,6 +72,8 @@ class ContextDenoiser:
         """Go on with some rows of the batch only."""
         self.cache = self.cache.select(rows)
         self.next_logits = None if self.next_logits is None else self.next_logits[rows]
+        if self.adapter_names is not None:
+            self.adapter_names = [self.adapter_names[row] for row in rows.tolist()]
 
     def read(
         self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"] | None = None
@@ -80,7 +85,9 @@ class ContextDenoiser:
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, None
         segments = canvases if waiting is None else [waiting, *canvases]
-        output = self.model(segments=segments, condition=condition, cache=self.cache, use_cache=waiting is not None)
+        options = {"condition": condition, "cache": self.cache, "use_cache": waiting is not None}
+        with per_row(self.model, self.adapter_names):
+            output = self.model(segments=segments, **options)
         self.num_passes += 1
         if waiting is not None:
             self.next_logits = last_real(output.predictions[0], waiting.mask)

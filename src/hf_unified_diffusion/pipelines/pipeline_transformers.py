@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Generator
 from transformers import Pipeline
 
+from ..hub import CardFacts, PushMixin
 from .checkpoints import scheduler_from
 from .pipeline_code import UnifiedDiffusionCodePipeline
 from .pipeline_text import UnifiedDiffusionTextPipeline
@@ -15,7 +17,7 @@ from .text_inputs import as_texts, check_choice, check_positive, row_generators
 WRITERS = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
 
 
-class UnifiedDiffusionTaskPipeline(Pipeline):
+class UnifiedDiffusionTaskPipeline(PushMixin, Pipeline):
     """The task "unified-diffusion": strings in, `{"generated_text": ...}` out.
 
     Usage:
@@ -116,6 +118,14 @@ class UnifiedDiffusionTaskPipeline(Pipeline):
         """Save model, tokenizer and scheduler settings into one folder, which `pipeline(..., model=folder)` loads."""
         super().save_pretrained(save_directory, **kwargs)
         self.scheduler.save_pretrained(save_directory)
+
+    def card_facts(self) -> CardFacts:
+        """Of the model, and how `pipeline` loads it."""
+        usage = (
+            "import hf_unified_diffusion\nfrom transformers import pipeline\n\n"
+            'write = pipeline("unified-diffusion", model="{repo_id}")'
+        )
+        return replace(self.model.card_facts(), usage=usage)
 
 
 def rows_of(value: object, count: int, part: slice) -> object:
