@@ -5,12 +5,14 @@ By PEFT's own layers and functions: `load_adapter` of transformers 5.24 asks for
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -97,16 +99,21 @@ def swap(model: nn.Module, folder: Path, name: str) -> None:
     PEFT's `hotswap_adapter` is not used: it finds an adapter's weights by a part of their names and may clear others'.
     Raises ValueError, before anything changes, where layers or ranks differ.
     """
-    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftConfig
 
     check_names(model, [name])
     check_not_fused(model)
     config, weights = PeftConfig.from_pretrained(str(folder)), read_weights(folder)
-    shapes = {key: value.shape for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
-    if shapes != {key: value.shape for key, value in weights.items()}:
+    place = re.compile(rf"(\.lora_\w+)\.{re.escape(name)}(?=\.|$)")  # PEFT puts the name after lora_A, lora_B, ...
+    inside = {
+        place.sub(r"\1", key): parameter for key, parameter in model.named_parameters() if place.search(key) is not None
+    }
+    if {key: p.shape for key, p in inside.items()} != {key: value.shape for key, value in weights.items()}:
         raise ValueError(f"a hot swap needs an adapter of the same layers and ranks as {name!r}, got {str(folder)!r}")
     factors = weights_of(model)
-    set_peft_model_state_dict(model, weights, adapter_name=name)
+    with torch.no_grad():
+        for key, parameter in inside.items():
+            parameter.copy_(weights[key])
     for layer in lora_layers(model):
         if name in layer.lora_alpha:
             layer.lora_alpha[name], layer.use_rslora[name] = config.lora_alpha, config.use_rslora
