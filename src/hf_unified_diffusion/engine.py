@@ -16,10 +16,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
 from .contracts import Result
-from .evolution.adapter_folders import SIDES
 from .evolution.adapter_router import Encode
 from .evolution.adapter_set import AdapterSet
 from .evolution.step_watch import StepWatch
+from .modeling.adapter_folders import SIDES
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts

@@ -1,10 +1,13 @@
 """Configuration of the score network."""
 
 from dataclasses import field
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig
+
+from ..hub.remote_code import REMOTE_CODE_KEYS
 
 MODALITY_KINDS = ("token", "continuous")
 POSITIVE = (
@@ -113,6 +116,10 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers' own, without what names remote code: a repository opts in by `push_to_hub` alone."""
+        return {key: value for key, value in super().to_dict().items() if key not in REMOTE_CODE_KEYS}
 
     @property
     def head_size(self) -> int:

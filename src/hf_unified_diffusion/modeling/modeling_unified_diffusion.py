@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from ..contracts import Condition, Segment
+from ..hub import CardFacts
 from ..quantization import num_weights
 from .attention_rule import ContextCache, TokenRoles, attention_dtype, plan_attention
 from .autoregressive import (
@@ -108,10 +109,34 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """As `ParquetWeightsMixin.save_pretrained`, and `metadata.json` beside, with what was loaded from one."""
+        """As `ParquetWeightsMixin.save_pretrained`, and `metadata.json` beside, with what was loaded from one.
+
+        The main process alone pushes (`push_to_hub=True`, see `PushMixin`).
+        """
+        kwargs["push_to_hub"] = kwargs.get("push_to_hub", False) and is_main_process
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):
             write_metadata(save_directory, checkpoint_metadata(self, **self.checkpoint_facts))
+
+    def card_facts(self) -> CardFacts:
+        """Of `metadata.json`: size, trained modalities, licence, source, and what `evaluation` holds."""
+        metadata = checkpoint_metadata(self, **self.checkpoint_facts)
+        facts, told = super().card_facts(), self.checkpoint_facts
+        numbers = {
+            **facts.numbers,
+            "share of parameters in the trunk": metadata["trunk_share"],
+            "trained modalities": metadata["supported_modalities"],
+            "optimizer steps": sum(stage["step"] for stage in told.get("training", {}).values()) or None,
+            **told.get("evaluation", {}),
+        }
+        return replace(
+            facts,
+            what="One diffusion transformer for text and code, and for every modality it has a head for.",
+            numbers=numbers,
+            license=told.get("license"),
+            base_model=told.get("base_model"),
+            tags=["masked-diffusion", "text-generation"],
+        )
 
     @classmethod
     def from_autoregressive(

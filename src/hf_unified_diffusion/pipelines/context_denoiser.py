@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..contracts import Condition, Segment
+from ..modeling.adapters import per_row
 from ..modeling.attention_rule import ContextCache
 from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
@@ -30,6 +31,7 @@ class ContextDenoiser:
         controls: ControlNets at work, with their own keys and values of hint and context.
         num_passes: forward passes so far.
         next_logits: float (B, vocab), the causal prediction of the token after the context; None while there is none.
+        adapter_names: the LoRA adapter of each row, see `modeling.adapters.per_row`; None: those active for all.
 
     Usage:
         denoiser = ContextDenoiser(model, "text", mask_token_id)
@@ -51,6 +53,7 @@ class ContextDenoiser:
         self.controls, self.condition = tuple(controls), condition
         self.cache = ContextCache()
         self.num_passes = 0
+        self.adapter_names: list[str] | None = None
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
         self._waiting: Segment | None = None
         self._positions: Float[Tensor, "batch length *axes"] | None = None
@@ -99,6 +102,8 @@ class ContextDenoiser:
         self.controls = tuple(control.select(rows) for control in self.controls)
         self.condition = None if self.condition is None else self.condition.select(rows)
         self.next_logits = None if self.next_logits is None else self.next_logits[rows]
+        if self.adapter_names is not None:
+            self.adapter_names = [self.adapter_names[row] for row in rows.tolist()]
 
     def forget(self, count: Int[Tensor, "batch"]) -> None:
         """Take each row's last `count` tokens back out of the context."""
@@ -116,13 +121,9 @@ class ContextDenoiser:
         waiting, self._waiting = self._waiting, None
         condition = self.condition if condition is None else condition
         segments = canvases if waiting is None else [waiting, *canvases]
-        output = self.model(
-            segments=segments,
-            condition=condition,
-            cache=self.cache,
-            use_cache=waiting is not None,
-            controls=self.controls,
-        )
+        options = {"condition": condition, "cache": self.cache, "controls": self.controls}
+        with per_row(self.model, self.adapter_names):
+            output = self.model(segments=segments, use_cache=waiting is not None, **options)
         self.num_passes += 1
         if waiting is not None:
             self.next_logits = last_real(output.predictions[0], waiting.mask)
