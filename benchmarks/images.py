@@ -1,0 +1,189 @@
+"""Pictures: KID, density and coverage, caption match, and attributes of composed scenes, with ceilings and controls.
+
+    python benchmarks/images.py                                # real against real pictures: the ceilings
+    python benchmarks/images.py --draw                         # the embedded checkpoint's pictures beside them
+    python benchmarks/images.py --draw --checkpoint FOLDER --steps 8
+
+Real pictures are the rendered ones of data/image_pictures: `seen` holds training concepts in styles that training has
+not seen, `test` concepts that no style of it has. What is drawn follows the captions of real pictures, one each, and
+all pictures are judged at the size that is drawn. The caption judge and the attribute classifier are fitted on `train`;
+the caption judge's penalty is chosen on `validation`. Intervals are over pictures.
+"""
+
+import argparse
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from caption_match import CaptionMatcher, caption_targets, fit_on_train, recall_rows
+from diffusers.utils import make_image_grid
+from evaluators import EfficientNetFeatures, RandomFeatures, SentenceEncoder, features_of
+from image_metrics import density_and_coverage, kid_with_interval
+from measure import Row, argument_parser, report, start
+from pictures import Picture, choose, coarse, is_scene, one_per_concept
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scene_attributes import GRID, attribute_rows, views_of
+from torch import Generator, Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
+
+SETS = {"seen": "seen", "held out": "test"}  # concepts -> folder
+Painter = Callable[[Sequence[str]], list[Image.Image]]
+
+
+def painter(args: argparse.Namespace) -> Painter | None:
+    """A function from captions to pictures of the checkpoint, seeds fixed; None where only real ones are measured."""
+    if not args.draw:
+        return None
+    from hf_unified_diffusion import UnifiedDiffusionImagePipeline
+
+    pipe = UnifiedDiffusionImagePipeline.from_pretrained(args.checkpoint or EMBEDDED_CHECKPOINT).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    chosen = {name: value for name, value in options.items() if value is not None}
+
+    def paint(captions: Sequence[str]) -> list[Image.Image]:
+        drawn = []
+        for i in tqdm(range(0, len(captions), args.batch_size), desc="drawing", leave=False):
+            batch = list(captions[i : i + args.batch_size])
+            seeds = [Generator(args.device).manual_seed(args.seed + i + j) for j in range(len(batch))]
+            drawn += pipe(batch, height=args.size, width=args.size, generator=seeds, **chosen).images
+        return drawn
+
+    return paint
+
+
+def cached(network: nn.Module, pictures: Sequence[Picture], cache: Path) -> Tensor:
+    """`features_of`, kept by the network's kind and the pictures' pixels."""
+    digest = hashlib.sha256(f"{type(network).__name__} {network.input_size}".encode())
+    for picture in pictures:
+        digest.update(picture.image.tobytes())
+    file = cache / f"{digest.hexdigest()[:24]}.safetensors"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({"features": features_of(network, [picture.image for picture in pictures])}, partial)
+        partial.rename(file)
+    return load_file(file)["features"]
+
+
+def painted(pictures: Sequence[Picture], paint: Painter) -> list[Picture]:
+    """What is drawn for each picture's caption, with what the caption's own picture is known by."""
+    drawn = paint([picture.caption for picture in pictures])
+    return [
+        Picture(image.convert("RGB"), picture.captions, picture.concept, "drawn", picture.attributes)
+        for image, picture in zip(drawn, pictures, strict=True)
+    ]
+
+
+def distance_rows(networks: dict[str, nn.Module], concepts: str, args: argparse.Namespace, paint: Painter | None):
+    """KID, density and coverage of what is drawn, of other real pictures, and of the same without detail."""
+    folder = args.pictures / SETS[concepts]
+    chosen = choose(folder, 2 * args.num, args.size, random.Random(args.seed), lambda row: not is_scene(row))
+    reference, other = chosen[::2], chosen[1::2]
+    sets = {"real (ceiling)": other, "control: real at 16 x 16 pixels": coarse(other)}
+    if paint is not None:
+        sets = {"drawn": painted(reference, paint), **sets}
+    rows: list[Row] = []
+    for judge, network in networks.items():
+        real = cached(network, reference, args.cache)
+        for name, pictures in sets.items():
+            found = cached(network, pictures, args.cache)
+            density, coverage = density_and_coverage(real, found)
+            distance = kid_with_interval(real, found, Generator().manual_seed(args.seed))
+            row = {"concepts": concepts, "judge": judge, "pictures": name, "count": len(pictures), "KID": distance}
+            rows.append({**row, "density": density, "coverage": coverage})
+    return rows
+
+
+def fitted_matcher(network: nn.Module, encoder: SentenceEncoder, args: argparse.Namespace):
+    """The caption judge, fitted on training concepts, its penalty, and how many pictures it saw."""
+    sides, counts = [], {"train": args.fit_pictures, "validation": args.fit_pictures // 5}
+    for split, count in counts.items():
+        pictures = choose(
+            args.pictures / split, count, args.size, random.Random(args.seed), lambda row: not is_scene(row)
+        )
+        sides.append((cached(network, pictures, args.cache), caption_targets(pictures, encoder)))
+    return *fit_on_train(*sides), len(sides[0][0])
+
+
+def caption_rows(
+    matcher: CaptionMatcher, network: nn.Module, encoder: SentenceEncoder, args: argparse.Namespace, paint
+) -> tuple[list[Row], list[Picture]]:
+    """Recall for seen and for held-out concepts; and what was drawn, else the real pictures, for the eye."""
+    rows, shown = [], []
+    for concepts, split in SETS.items():
+        found = choose(
+            args.pictures / split, args.most, args.size, random.Random(args.seed), lambda row: not is_scene(row)
+        )
+        pictures = one_per_concept(found, args.captions)
+        sets = {"real (ceiling)": pictures}
+        if paint is not None:
+            sets = {"drawn": painted(pictures, paint), **sets}
+        features = {name: cached(network, each, args.cache) for name, each in sets.items()}
+        captions = encoder([picture.caption for picture in pictures])
+        rows += recall_rows(concepts, matcher, features, captions, Generator().manual_seed(args.seed))
+        shown += next(iter(sets.values()))[:8]
+    return rows, shown
+
+
+def scene_rows(args: argparse.Namespace, paint: Painter | None) -> list[Row]:
+    """Accuracy of colour, count and relation in composed scenes."""
+    train, real = (
+        choose(args.pictures / split, count, args.size, random.Random(args.seed), is_scene)
+        for split, count in (("train", args.fit_scenes), ("test", args.scenes))
+    )
+    network = EfficientNetFeatures(GRID)
+    sets = {"real (ceiling)": real}
+    if paint is not None:
+        sets = {"drawn": painted(real, paint), **sets}
+    views = {name: (pictures, views_of(pictures, network)) for name, pictures in sets.items() if pictures}
+    if not train or not views:
+        return []
+    return attribute_rows((train, views_of(train, network)), views, Generator().manual_seed(args.seed))
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--pictures", type=Path, default=Path("data/image_pictures"), help="folders of rendered ones")
+    parser.add_argument("--cache", type=Path, default=Path("runs/evaluators"), help="of features")
+    parser.add_argument("--draw", action="store_true", help="draw with the checkpoint; else only the ceilings")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side, of drawn and real pictures")
+    parser.add_argument("--steps", type=int, help="default: the pipeline's")
+    parser.add_argument("--guidance", type=float, help="default: the pipeline's")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--num", type=int, default=300, help="pictures of each set, for KID")
+    parser.add_argument("--captions", type=int, default=150, help="concepts to choose among")
+    parser.add_argument("--fit_pictures", type=int, default=3000, help="of train, for the caption judge")
+    parser.add_argument("--fit_scenes", type=int, default=1500, help="of train, for the attribute classifier")
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--most", type=int, default=2000, help="pictures of a split among which concepts are found")
+    args, settings = start(parser)
+    settings = {name: value for name, value in settings.items() if name not in ("pictures", "cache")}
+    paint, network, encoder = painter(args), EfficientNetFeatures(), SentenceEncoder.minilm()
+    networks = {"EfficientNet-lite0": network, "random weights": RandomFeatures()}
+    matcher, penalty, fitted = fitted_matcher(network, encoder, args)
+    match, shown = caption_rows(matcher, network, encoder, args, paint)
+    tables = {
+        "Distance from real pictures": [row for name in SETS for row in distance_rows(networks, name, args, paint)],
+        "Caption match: recall of the own caption": match,
+    }
+    if scenes := scene_rows(args, paint):
+        tables["Attributes of composed scenes"] = scenes
+    notes = [
+        f"The caption judge is fitted on {fitted} pictures of training concepts, penalty {penalty:g}; the attribute "
+        f"classifier on at most {args.fit_scenes} training scenes. Below the ceiling the judges err, not the pictures.",
+        "images_shown.png: " + "; ".join(picture.caption for picture in shown) + ".",
+    ]
+    report("images", tables, settings, notes, args.output)
+    columns = 8 if len(shown) % 8 == 0 else 1
+    make_image_grid([picture.image for picture in shown], len(shown) // columns, columns).save(
+        args.output / "images_shown.png"
+    )
+
+
+if __name__ == "__main__":
+    main()
