@@ -21,16 +21,17 @@ from diffusers.utils import make_image_grid
 from evaluators import EfficientNetFeatures, RandomFeatures, SentenceEncoder, features_of
 from image_metrics import density_and_coverage, kid_with_interval
 from measure import Row, argument_parser, report, start
-from pictures import Picture, choose, coarse, is_scene, one_per_concept
+from pictures import Picture, choose, coarse, is_drawing, is_scene, one_per_concept
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from scene_attributes import GRID, attribute_rows, views_of
+from scene_attributes import GRID, SceneJudge, attribute_rows
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 
 SETS = {"seen": "seen", "held out": "test"}  # concepts -> folder
+SHOWN = 8  # pictures of each set, for the eye
 Painter = Callable[[Sequence[str]], list[Image.Image]]
 
 
@@ -82,7 +83,7 @@ def painted(pictures: Sequence[Picture], paint: Painter) -> list[Picture]:
 def distance_rows(networks: dict[str, nn.Module], concepts: str, args: argparse.Namespace, paint: Painter | None):
     """KID, density and coverage of what is drawn, of other real pictures, and of the same without detail."""
     folder = args.pictures / SETS[concepts]
-    chosen = choose(folder, 2 * args.num, args.size, random.Random(args.seed), lambda row: not is_scene(row))
+    chosen = choose(folder, 2 * args.num, args.size, random.Random(args.seed), is_drawing)
     reference, other = chosen[::2], chosen[1::2]
     sets = {"real (ceiling)": other, "control: real at 16 x 16 pixels": coarse(other)}
     if paint is not None:
@@ -103,9 +104,7 @@ def fitted_matcher(network: nn.Module, encoder: SentenceEncoder, args: argparse.
     """The caption judge, fitted on training concepts, its penalty, and how many pictures it saw."""
     sides, counts = [], {"train": args.fit_pictures, "validation": args.fit_pictures // 5}
     for split, count in counts.items():
-        pictures = choose(
-            args.pictures / split, count, args.size, random.Random(args.seed), lambda row: not is_scene(row)
-        )
+        pictures = choose(args.pictures / split, count, args.size, random.Random(args.seed), is_drawing)
         sides.append((cached(network, pictures, args.cache), caption_targets(pictures, encoder)))
     return *fit_on_train(*sides), len(sides[0][0])
 
@@ -116,9 +115,7 @@ def caption_rows(
     """Recall for seen and for held-out concepts; and what was drawn, else the real pictures, for the eye."""
     rows, shown = [], []
     for concepts, split in SETS.items():
-        found = choose(
-            args.pictures / split, args.most, args.size, random.Random(args.seed), lambda row: not is_scene(row)
-        )
+        found = choose(args.pictures / split, args.most, args.size, random.Random(args.seed), is_drawing)
         pictures = one_per_concept(found, args.captions)
         sets = {"real (ceiling)": pictures}
         if paint is not None:
@@ -126,8 +123,25 @@ def caption_rows(
         features = {name: cached(network, each, args.cache) for name, each in sets.items()}
         captions = encoder([picture.caption for picture in pictures])
         rows += recall_rows(concepts, matcher, features, captions, Generator().manual_seed(args.seed))
-        shown += next(iter(sets.values()))[:8]
+        shown += next(iter(sets.values()))[:SHOWN]
     return rows, shown
+
+
+def shares(rows: Sequence[Row]) -> list[Row]:
+    """Recall of what is drawn over that of the real pictures; the interval is that of the drawn alone."""
+    found = []
+    for concepts in SETS:
+        drawn, real = (
+            next(row for row in rows if (row["concepts"], row["pictures"]) == (concepts, pictures))
+            for pictures in ("drawn", "real (ceiling)")
+        )
+        ratios = {
+            name: Mean(drawn[name].value / real[name].value, drawn[name].half_width / real[name].value, drawn["of"])
+            for name in drawn
+            if name.startswith("recall") and real[name].value > 0
+        }
+        found.append({"concepts": concepts, **ratios})
+    return found
 
 
 def scene_rows(args: argparse.Namespace, paint: Painter | None) -> list[Row]:
@@ -136,14 +150,11 @@ def scene_rows(args: argparse.Namespace, paint: Painter | None) -> list[Row]:
         choose(args.pictures / split, count, args.size, random.Random(args.seed), is_scene)
         for split, count in (("train", args.fit_scenes), ("test", args.scenes))
     )
-    network = EfficientNetFeatures(GRID)
+    judge = SceneJudge.fit(train, EfficientNetFeatures(GRID))
     sets = {"real (ceiling)": real}
     if paint is not None:
         sets = {"drawn": painted(real, paint), **sets}
-    views = {name: (pictures, views_of(pictures, network)) for name, pictures in sets.items() if pictures}
-    if not train or not views:
-        return []
-    return attribute_rows((train, views_of(train, network)), views, Generator().manual_seed(args.seed))
+    return attribute_rows(judge, sets, Generator().manual_seed(args.seed))
 
 
 def main() -> None:
@@ -171,17 +182,18 @@ def main() -> None:
         "Distance from real pictures": [row for name in SETS for row in distance_rows(networks, name, args, paint)],
         "Caption match: recall of the own caption": match,
     }
-    if scenes := scene_rows(args, paint):
-        tables["Attributes of composed scenes"] = scenes
+    if paint is not None:
+        tables["Drawn over real"] = shares(match)
+    tables["Attributes of composed scenes"] = scene_rows(args, paint)
+    name = "images_real" if paint is None else "images"
     notes = [
-        f"The caption judge is fitted on {fitted} pictures of training concepts, penalty {penalty:g}; the attribute "
-        f"classifier on at most {args.fit_scenes} training scenes. Below the ceiling the judges err, not the pictures.",
-        "images_shown.png: " + "; ".join(picture.caption for picture in shown) + ".",
+        f"The caption judge is fitted on {fitted} pictures of training concepts, penalty {penalty:g}; the readers of "
+        f"attributes on at most {args.fit_scenes} training scenes. Below the ceiling the judges err, not the pictures.",
+        f"{name}_shown.png: " + "; ".join(picture.caption for picture in shown) + ".",
     ]
-    report("images", tables, settings, notes, args.output)
-    columns = 8 if len(shown) % 8 == 0 else 1
-    make_image_grid([picture.image for picture in shown], len(shown) // columns, columns).save(
-        args.output / "images_shown.png"
+    report(name, tables, settings, notes, args.output)
+    make_image_grid([picture.image for picture in shown], len(SETS), len(shown) // len(SETS)).save(
+        args.output / f"{name}_shown.png"
     )
 
 

@@ -4,8 +4,9 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as parquet
 from PIL import Image
@@ -21,7 +22,7 @@ class Picture:
     captions: tuple[str, ...]
     concept: str
     source: str = ""
-    attributes: Mapping[str, object] = ()  # type: ignore[assignment]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
@@ -48,7 +49,7 @@ def opened(row: Mapping, size: int) -> Picture:
 
 
 def choose(
-    folder: Path, count: int, size: int, chance: random.Random, keep: Callable[[Mapping], bool] = lambda row: True
+    folder: Path, count: int, size: int, chance: random.Random, keep: Callable[[Mapping], bool]
 ) -> list[Picture]:
     """At most `count` pictures that pass `keep`, all as likely, in chance order; no more are held (a reservoir)."""
     held: list[dict] = []
@@ -61,9 +62,14 @@ def choose(
     return [opened(row, size) for row in held]
 
 
+def is_drawing(row: Mapping) -> bool:
+    """Whether a row is a picture of one concept."""
+    return not is_scene(row)
+
+
 def is_scene(row: Mapping) -> bool:
     """Whether a row is a composed scene with known attributes."""
-    return bool(row["attributes"]) and json.loads(row["attributes"]) != {}
+    return row["attributes"] is not None
 
 
 def one_per_concept(pictures: Iterable[Picture], count: int) -> list[Picture]:
