@@ -71,9 +71,10 @@ class EfficientNetFeatures(nn.Module):
 
 
 class RandomFeatures(nn.Module):
-    """Convolutions of random weights: a judge that no training data has biased (arXiv:2002.09797, section 4).
+    """Convolutions of random weights: a judge that no labels have biased (arXiv:2002.09797, section 4).
 
-    Means and standard deviations over each picture of four layers' channels, 480 values.
+    Means and standard deviations over each picture of four layers' channels, 480 values; `calibrated` gives each the
+    same weight.
 
     Usage: `RandomFeatures()(pixels)  # Float[batch, 480] from RGB in [0, 1], 64 pixels a side`
     """
@@ -88,13 +89,20 @@ class RandomFeatures(nn.Module):
             layer = nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             self.layers.append(layer)
+        self.mean, self.deviation = torch.zeros(2 * sum(widths)), torch.ones(2 * sum(widths))
+
+    def calibrated(self, pictures: Sequence[Image.Image]) -> "RandomFeatures":
+        """The same with features of mean 0 and variance 1 on these pictures, which should not be those it judges."""
+        features = features_of(self, pictures)
+        self.mean, self.deviation = features.mean(dim=0), features.std(dim=0) + 1e-6
+        return self
 
     def forward(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch features"]:
         x, features = 2 * pixels - 1, []
         for layer in self.layers:
             x = layer(x).relu()
             features += [x.mean(dim=(2, 3)), x.std(dim=(2, 3))]
-        return torch.cat(features, dim=1)
+        return (torch.cat(features, dim=1) - self.mean) / self.deviation
 
 
 @torch.inference_mode()

@@ -185,7 +185,7 @@ def drawing() -> list[Figure]:
     """Pictures that the checkpoint draws."""
     far, match = "Distance from real pictures", "Caption match"
     distances = {
-        "KID": Source("images", far, "lower", interval("KID"), "4"),
+        "KID x 1000": Source("images", far, "lower", interval("KID x 1000"), "4"),
         "density": Source("images", far, "higher", relative(0.15), "4"),
         "coverage": Source("images", far, "higher", share_of("count"), "4"),
     }

@@ -33,10 +33,11 @@ def kid_with_interval(x: Float[Tensor, "n width"], y: Float[Tensor, "m width"], 
 
     The whole sets vary less than the mean over blocks, so that the interval errs to the wide side.
     """
-    blocks = max(1, min(len(x), len(y)) // BLOCK)
+    fewest = min(len(x), len(y))
+    blocks = max(2 if fewest >= 4 else 1, fewest // BLOCK)
     parts = [[z[order] for order in torch.randperm(len(z), generator=generator).tensor_split(blocks)] for z in (x, y)]
     spread = Mean.of([kid(a, b) for a, b in zip(*parts, strict=True)])
-    return Mean(kid(x, y), spread.half_width, min(len(x), len(y)))
+    return Mean(kid(x, y), spread.half_width, fewest)
 
 
 def density_and_coverage(

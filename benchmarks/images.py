@@ -20,7 +20,7 @@ from caption_match import CaptionMatcher, caption_targets, fit_on_train, recall_
 from diffusers.utils import make_image_grid
 from evaluators import EfficientNetFeatures, RandomFeatures, SentenceEncoder, features_of
 from image_metrics import density_and_coverage, kid_with_interval
-from measure import Row, argument_parser, report, start
+from measure import Mean, Row, argument_parser, report, start
 from pictures import Picture, choose, coarse, is_drawing, is_scene, one_per_concept
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -80,7 +80,12 @@ def painted(pictures: Sequence[Picture], paint: Painter) -> list[Picture]:
     ]
 
 
-def distance_rows(networks: dict[str, nn.Module], concepts: str, args: argparse.Namespace, paint: Painter | None):
+def distance_rows(
+    judges: dict[str, Callable[[Sequence[Picture]], Tensor]],
+    concepts: str,
+    args: argparse.Namespace,
+    paint: Painter | None,
+) -> list[Row]:
     """KID, density and coverage of what is drawn, of other real pictures, and of the same without detail."""
     folder = args.pictures / SETS[concepts]
     chosen = choose(folder, 2 * args.num, args.size, random.Random(args.seed), is_drawing)
@@ -89,24 +94,24 @@ def distance_rows(networks: dict[str, nn.Module], concepts: str, args: argparse.
     if paint is not None:
         sets = {"drawn": painted(reference, paint), **sets}
     rows: list[Row] = []
-    for judge, network in networks.items():
-        real = cached(network, reference, args.cache)
+    for judge, features in judges.items():
+        real = features(reference)
         for name, pictures in sets.items():
-            found = cached(network, pictures, args.cache)
+            found = features(pictures)
             density, coverage = density_and_coverage(real, found)
             distance = kid_with_interval(real, found, Generator().manual_seed(args.seed))
-            row = {"concepts": concepts, "judge": judge, "pictures": name, "count": len(pictures), "KID": distance}
-            rows.append({**row, "density": density, "coverage": coverage})
+            thousandths = Mean(1000 * distance.value, 1000 * distance.half_width, distance.count)
+            row = {"concepts": concepts, "judge": judge, "pictures": name, "count": len(pictures)}
+            rows.append({**row, "KID x 1000": thousandths, "density": density, "coverage": coverage})
     return rows
 
 
-def fitted_matcher(network: nn.Module, encoder: SentenceEncoder, args: argparse.Namespace):
-    """The caption judge, fitted on training concepts, its penalty, and how many pictures it saw."""
-    sides, counts = [], {"train": args.fit_pictures, "validation": args.fit_pictures // 5}
-    for split, count in counts.items():
-        pictures = choose(args.pictures / split, count, args.size, random.Random(args.seed), is_drawing)
-        sides.append((cached(network, pictures, args.cache), caption_targets(pictures, encoder)))
-    return *fit_on_train(*sides), len(sides[0][0])
+def fitted_matcher(
+    network: nn.Module, encoder: SentenceEncoder, train: Sequence[Picture], validation: Sequence[Picture], cache: Path
+) -> tuple[CaptionMatcher, float]:
+    """The caption judge, fitted on pictures of training concepts, and the penalty chosen on validation concepts."""
+    sides = ((cached(network, pictures, cache), caption_targets(pictures, encoder)) for pictures in (train, validation))
+    return fit_on_train(*sides)
 
 
 def caption_rows(
@@ -175,11 +180,19 @@ def main() -> None:
     args, settings = start(parser)
     settings = {name: value for name, value in settings.items() if name not in ("pictures", "cache")}
     paint, network, encoder = painter(args), EfficientNetFeatures(), SentenceEncoder.minilm()
-    networks = {"EfficientNet-lite0": network, "random weights": RandomFeatures()}
-    matcher, penalty, fitted = fitted_matcher(network, encoder, args)
+    train, validation = (
+        choose(args.pictures / split, count, args.size, random.Random(args.seed), is_drawing)
+        for split, count in (("train", args.fit_pictures), ("validation", args.fit_pictures // 5))
+    )
+    unlearned = RandomFeatures().calibrated([picture.image for picture in train])
+    judges = {
+        "EfficientNet-lite0": lambda pictures: cached(network, pictures, args.cache),
+        "random weights": lambda pictures: features_of(unlearned, [picture.image for picture in pictures]),
+    }
+    matcher, penalty = fitted_matcher(network, encoder, train, validation, args.cache)
     match, shown = caption_rows(matcher, network, encoder, args, paint)
     tables = {
-        "Distance from real pictures": [row for name in SETS for row in distance_rows(networks, name, args, paint)],
+        "Distance from real pictures": [row for name in SETS for row in distance_rows(judges, name, args, paint)],
         "Caption match: recall of the own caption": match,
     }
     if paint is not None:
@@ -187,7 +200,7 @@ def main() -> None:
     tables["Attributes of composed scenes"] = scene_rows(args, paint)
     name = "images_real" if paint is None else "images"
     notes = [
-        f"The caption judge is fitted on {fitted} pictures of training concepts, penalty {penalty:g}; the readers of "
+        f"The caption judge is fitted on {len(train)} pictures of training concepts, penalty {penalty:g}; the readers of "
         f"attributes on at most {args.fit_scenes} training scenes. Below the ceiling the judges err, not the pictures.",
         f"{name}_shown.png: " + "; ".join(picture.caption for picture in shown) + ".",
     ]

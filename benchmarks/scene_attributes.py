@@ -39,7 +39,13 @@ def colour_of(scene: Picture) -> str | None:
 
 
 def count_of(scene: Picture) -> str | None:
-    """How many there are of one thing; None where there are different ones."""
+    """How many there are of one thing; None where there are different ones, or one alone (the easy and common case)."""
+    number = number_of(scene)
+    return None if number == "1" else number
+
+
+def number_of(scene: Picture) -> str | None:
+    """How many there are of one thing, one included; None where there are different ones."""
     (part, *more) = scene.attributes["parts"]
     return None if more else str(part["count"])
 
@@ -154,9 +160,9 @@ class SceneJudge:
     @classmethod
     def fit(cls, scenes: Sequence[Picture], network: EfficientNetFeatures) -> "SceneJudge":
         """Raises ValueError where the scenes show fewer than two colours or counts."""
-        coloured, counted = ([s for s in scenes if label(s) is not None] for label in (colour_of, count_of))
+        coloured, counted = ([s for s in scenes if label(s) is not None] for label in (colour_of, number_of))
         colours = [str(colour_of(scene)) for scene in coloured]
-        counts = [str(count_of(scene)) for scene in counted]
+        counts = [str(number_of(scene)) for scene in counted]
         if not coloured or not counted:
             raise ValueError(f"scenes must show colours and counts, got {len(coloured)} and {len(counted)} of them")
         return cls(
