@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from diffusers import SchedulerMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
@@ -19,20 +22,23 @@ from .evolution.adapter_set import AdapterSet
 from .evolution.step_watch import StepWatch
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
-from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_parts
+from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
 from .request_queue import Request, RequestQueue, Step
+from .schedulers.flow_matching import flow_scheduler
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
+IMAGE = "image"
 DEFAULT_NEW_TOKENS = 128
 CHECKED_BLOCK = 8  # tokens drafted in one pass where the causal path checks them
 
 
 class ArrowEngine:
-    """Writes by diffusion or token by token; serves several callers, one request after the other.
+    """Writes and draws by diffusion, or writes token by token; serves several callers, one request after the other.
 
     Attributes:
         model, tokenizer: of the diffusion side.
@@ -40,6 +46,7 @@ class ArrowEngine:
 
     Args:
         ar_model: name, folder or GGUF file of an autoregressive model, loaded when it is first asked for.
+        vae, image_scheduler: for pictures, as of `UnifiedDiffusionImagePipeline`; without a vae it draws none.
         max_waiting: requests that may wait; one more is refused at once (`QueueFullError`).
 
     Usage:
@@ -56,7 +63,11 @@ class ArrowEngine:
         ar_model: str | Path | AutoregressiveWriter | None = None,
         memory: Any = None,
         max_waiting: int = 32,
+        vae: AutoencoderMixin | None = None,
+        image_scheduler: SchedulerMixin | None = None,
     ):
+        self.vae = vae
+        self.image_scheduler = flow_scheduler() if image_scheduler is None else image_scheduler
         self.model, self.scheduler, self.tokenizer, self.memory = model, scheduler, tokenizer, memory
         self.queue = RequestQueue(max_waiting=max_waiting)
         self._ar_model = ar_model
@@ -73,14 +84,19 @@ class ArrowEngine:
         dtype: torch.dtype | str | None = None,
         max_waiting: int = 32,
     ) -> "ArrowEngine":
-        """The embedded checkpoint, or a folder.
+        """The embedded checkpoint, or a folder; one with an autoencoder in `vae` draws too.
 
         Usage: `ArrowEngine.from_pretrained(ar_model="gpt2", device="cuda")`
         """
-        parts = load_parts(EMBEDDED_CHECKPOINT if name_or_path is None else name_or_path, dtype)
+        path = EMBEDDED_CHECKPOINT if name_or_path is None else name_or_path
+        parts = load_parts(path, dtype)
+        image_scheduler, vae = load_image_parts(path, dtype) if has_image_parts(path) else (None, None)
         if device is not None:
             parts[0].to(device)
-        return cls(*parts, ar_model=ar_model, memory=memory, max_waiting=max_waiting)
+        if device is not None and vae is not None:
+            vae.to(device)
+        options = {"ar_model": ar_model, "memory": memory, "max_waiting": max_waiting}
+        return cls(*parts, **options, vae=vae, image_scheduler=image_scheduler)
 
     @property
     def ar(self) -> AutoregressiveWriter:
@@ -101,12 +117,13 @@ class ArrowEngine:
         """Generate by diffusion and wait for it.
 
         Args:
-            prompt: what comes before; None starts from nothing. A list gives a list.
-            modality: "text" or "code".
+            prompt: what comes before, or the caption; None starts from nothing. A list gives a list.
+            modality: "text", "code" or "image".
             options: as for `submit`.
 
         Returns:
-            str for text and code, prompt and suffix included; with `return_result=True` a `Result` of it.
+            str for text and code, prompt and suffix included; uint8 (height, width, 3) for an image; with
+            `return_result=True` a `Result` of it.
 
         Raises:
             ValueError: for an argument that breaks a rule.
@@ -136,18 +153,20 @@ class ArrowEngine:
 
         Args:
             num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
-                a suffix, guidance or `check_drafts=False` one pass for two tokens.
-            guidance_scale: None or 1 is none.
+                a suffix, guidance or `check_drafts=False` one pass for two tokens; for images as the checkpoint says.
+            guidance_scale: 1 is none, and so is None, except for images: as the checkpoint says.
+            suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
                 what `set_adapter` chose.
             seed: None draws one; the `Result` says which.
             timeout_s: from now on, waiting included.
-            return_result: give a `Result` with timings and uncertainty.
-            options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...).
+            return_result: give a `Result` with timings and, of text and code, uncertainty.
+            options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...;
+                `height`, `width`, `negative_prompt`, `image`, `mask_image`, `strength`, ...).
 
         Raises:
             QueueFullError: at once, when too many wait.
-            ValueError: for an unknown modality, or memory where there is none.
+            ValueError: for an unknown modality, memory where there is none, or an image without an autoencoder.
 
         Usage: `request = engine.submit("Once", seed=0, timeout_s=10); request.result()`
         """
@@ -156,30 +175,36 @@ class ArrowEngine:
             raise ValueError("memory_guided must be False: this checkpoint has no trained memory conditioner")
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
         options |= {name: value for name, value in chosen.items() if value is not None}
-        length = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
-        check_positive("max_new_tokens", length)
-        options |= {"max_new_tokens": length, **steps_for(length, num_steps, options)}
+        if modality == IMAGE:
+            unfit = {"suffix": suffix, "max_new_tokens": max_new_tokens, "output_type": options.get("output_type")}
+            check_left_out(unfit)
+            options |= {"num_inference_steps": num_steps, "output_type": "pt"}
+        else:
+            length = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+            check_positive("max_new_tokens", length)
+            options |= {"max_new_tokens": length, **steps_for(length, num_steps, options)}
         seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
 
         use_adapter = self._adapters_of("diffusion").request(adapter, prompt)
 
         def work(step: Step) -> Any:
             # a pipeline of its own for each request: pipelines remember an interrupt
-            pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
-            pipe.set_progress_bar_config(disable=True)
-            watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result)
+            pipe = self._pipeline(modality)
+            watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result and modality != IMAGE)
             with use_adapter() as applied:
                 output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
-            texts = output.texts if isinstance(prompt, list) or len(output.texts) > 1 else output.texts[0]
+            made = as_bytes(output.images) if modality == IMAGE else output.texts
+            made = made if isinstance(prompt, list) or len(made) > 1 else made[0]
             if not return_result:
-                return texts
-            extra = {"num_forward_passes": output.num_forward_passes, "finished": output.finished}
-            extra |= {
-                "completion_ids": output.completion_ids,
-                "acceptance_rate": output.acceptance_rate,
-                "adapter": applied,
-            }
-            return Result(texts, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
+                return made
+            extra = {"num_forward_passes": output.num_forward_passes, "adapter": applied}
+            if modality != IMAGE:
+                extra |= {
+                    "finished": output.finished,
+                    "completion_ids": output.completion_ids,
+                    "acceptance_rate": output.acceptance_rate,
+                }
+            return Result(made, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
 
         return self.queue.submit(work, timeout_s)
 
@@ -299,11 +324,25 @@ class ArrowEngine:
         """Finish what is queued, then take no more."""
         self.queue.close()
 
+    def _pipeline(
+        self, modality: str
+    ) -> UnifiedDiffusionTextPipeline | UnifiedDiffusionCodePipeline | UnifiedDiffusionImagePipeline:
+        if modality == IMAGE:
+            pipe = UnifiedDiffusionImagePipeline(self.model, self.image_scheduler, self.tokenizer, self.vae)
+        else:
+            pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
     def _check_modality(self, modality: str) -> None:
-        check_choice("modality", modality, tuple(PIPELINES))
-        trained = self.model.checkpoint_facts.get("supported_modalities", list(PIPELINES))
+        check_choice("modality", modality, (*PIPELINES, IMAGE))
+        trained = self.model.checkpoint_facts.get("supported_modalities", [*PIPELINES, IMAGE])
         if modality not in trained:
             raise ValueError(f"modality must be one that the checkpoint was trained for, {trained}, got {modality!r}")
+        if modality == IMAGE and self.vae is None:
+            raise ValueError(
+                "modality 'image' needs an autoencoder (a checkpoint folder with 'vae', or vae=), got None"
+            )
 
 
 def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -316,6 +355,18 @@ def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> di
         block_length = options.setdefault("block_length", CHECKED_BLOCK)
         return {"num_inference_steps": -(-length // (block_length or length))}
     return {"num_inference_steps": -(-length // 2)}
+
+
+def check_left_out(given: dict[str, Any]) -> None:
+    """Raise ValueError where an argument was given that images do not have here."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out for images, got {value!r}")
+
+
+def as_bytes(images: Float[Tensor, "batch 3 height width"]) -> list[UInt8[np.ndarray, "height width 3"]]:
+    """Pictures in [0, 1] as arrays of their own."""
+    return list((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def waited_for(request: Request) -> Any:

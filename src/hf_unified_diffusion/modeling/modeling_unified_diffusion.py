@@ -173,7 +173,32 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         """
         if name in self.heads:
             raise ValueError(f"modality {name!r} exists; the model has {sorted(self.heads)}")
-        spec = {"kind": kind} if kind == "token" else {"kind": kind, "width": width}
+        self._start_modality(name, {"kind": kind} if kind == "token" else {"kind": kind, "width": width})
+
+    def resize_modality(self, name: str, width: int) -> None:
+        """Give a continuous modality that was not trained yet the width of its codec; a width it has is left alone.
+
+        Raises:
+            ValueError: the name is no continuous modality, the width is not positive, or the head is trained (it is no
+                longer zero) or quantized.
+
+        Usage: `model.resize_modality("image", 32)`
+        """
+        if name not in self.projections:
+            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
+        spec = {**self.config.modalities[name], "width": width}
+        check_modality(name, spec)
+        if spec == self.config.modalities[name]:
+            return
+        head = self.heads[name]
+        if not isinstance(head, ContinuousHead) or bool(head.weight.any() | head.bias.any()):
+            raise ValueError(
+                f"only an untrained modality can change its width, got {name!r} with a trained or quantized head of "
+                f"width {self.config.modalities[name]['width']}, and {width}"
+            )
+        self._start_modality(name, spec)
+
+    def _start_modality(self, name: str, spec: dict) -> None:
         check_modality(name, spec)
         self.config.modalities = {**self.config.modalities, name: spec}
         self._build_modality(name, spec)

@@ -1,15 +1,24 @@
 """The parts of a pipeline from a model checkpoint: network, tokenizer and scheduler settings in one folder."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig, SchedulerMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ..modeling.diffusers_weights import load_diffusers_model
 from ..modeling.embedded import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from ..modeling.parquet_weights import find_weights
+from ..schedulers.flow_matching import flow_scheduler
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+VAE, IMAGE_SCHEDULER = "vae", "image_scheduler"  # folders in the folder of a model
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -48,3 +57,54 @@ def load_parts(
     chosen = {name: value for name, value in options.items() if value is not None}
     model = UnifiedDiffusionModel.from_pretrained(folder, **chosen)
     return model, scheduler_from(folder, model), AutoTokenizer.from_pretrained(folder)
+
+
+def has_image_parts(folder: str | Path) -> bool:
+    """Whether a local folder of a model has an autoencoder for pictures."""
+    return bool(str(folder)) and (Path(folder) / VAE / "config.json").is_file()
+
+
+def load_image_parts(
+    folder: str | Path, dtype: torch.dtype | str | None = None
+) -> tuple[SchedulerMixin, AutoencoderMixin]:
+    """Scheduler and autoencoder for pictures of a model folder; dtype None keeps the saved dtype.
+
+    Raises:
+        ValueError: there is no autoencoder, or what is there is none of diffusers.
+
+    Usage: `scheduler, vae = load_image_parts(folder)`
+    """
+    if not has_image_parts(folder):
+        raise ValueError(
+            f"to draw, the folder of the model must hold an autoencoder of diffusers in {VAE!r} "
+            f"({VAE}/config.json and its weights), got {str(folder)!r} without"
+        )
+    path = Path(folder) / VAE
+    cls = class_of(path, "config.json", AutoencoderMixin)
+    vae = cls.from_pretrained(path) if find_weights(path, {}) is None else load_diffusers_model(cls, path)
+    if dtype not in (None, "auto"):
+        vae.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    path = Path(folder) / IMAGE_SCHEDULER
+    if not path.is_dir():
+        return flow_scheduler(), vae.eval()
+    return class_of(path, SchedulerMixin.config_name, SchedulerMixin).from_pretrained(path), vae.eval()
+
+
+def save_image_parts(folder: str | os.PathLike[str], scheduler: SchedulerMixin, vae: AutoencoderMixin) -> None:
+    """Save what `load_image_parts` reads into the folder of a model.
+
+    Usage: `save_image_parts(folder, pipe.scheduler, pipe.vae)`
+    """
+    scheduler.save_pretrained(Path(folder) / IMAGE_SCHEDULER)
+    vae.save_pretrained(Path(folder) / VAE)
+
+
+def class_of(folder: Path, config_name: str, kind: type) -> Any:
+    """The class of diffusers that a component's config names; ValueError unless it is of that kind."""
+    name = json.loads((folder / config_name).read_text()).get("_class_name")
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        raise ValueError(
+            f"_class_name of {folder.name}/{config_name} must be of the kind {kind.__name__} of diffusers, got {name!r}"
+        )
+    return cls

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..contracts import Condition, Segment
@@ -13,10 +13,15 @@ from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 
 
 class ContextDenoiser:
-    """A denoiser of token canvases that remembers clean tokens.
+    """A denoiser of canvases that remembers clean tokens.
 
     Tokens given to `remember` wait for the next pass, which computes them and the canvas at once, so finishing a
     block costs no pass of its own. Later passes read them from the cache.
+
+    Args:
+        modality: of the canvases.
+        mask_token_id: of canvases of tokens, None for continuous ones.
+        context_modality: of the clean tokens; by default that of the canvases.
 
     Attributes:
         cache: keys and values of the context.
@@ -29,13 +34,20 @@ class ContextDenoiser:
         logits = denoiser(canvas_ids, t)
     """
 
-    def __init__(self, model: UnifiedDiffusionModel, modality: str, mask_token_id: int):
+    def __init__(
+        self,
+        model: UnifiedDiffusionModel,
+        modality: str,
+        mask_token_id: int | None = None,
+        context_modality: str | None = None,
+    ):
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
+        self.context_modality = modality if context_modality is None else context_modality
         self.cache = ContextCache()
         self.num_passes = 0
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
         self._waiting: Segment | None = None
-        self._positions: Float[Tensor, "batch length"] | None = None
+        self._positions: Float[Tensor, "batch length *axes"] | None = None
         self._real: Bool[Tensor, "batch length"] | None = None
 
     def remember(
@@ -45,25 +57,29 @@ class ContextDenoiser:
         positions: Float[Tensor, "batch length"] | None = None,
     ) -> None:
         """Let clean tokens join the context with the next pass; `mask` is False at padding."""
-        self._waiting = Segment(self.modality, ids, positions=positions, mask=mask)
+        self._waiting = Segment(self.context_modality, ids, positions=positions, mask=mask)
 
     def place(
-        self, positions: Float[Tensor, "batch length"] | None = None, real: Bool[Tensor, "batch length"] | None = None
+        self,
+        positions: Float[Tensor, "batch length *axes"] | None = None,
+        real: Bool[Tensor, "batch length"] | None = None,
     ) -> None:
         """Where the canvases to come are, and which of their tokens are real; by default they follow the context."""
         self._positions, self._real = positions, real
 
     def __call__(
-        self, x_t: Int[Tensor, "batch length"], t: Float[Tensor, "batch"], condition: Condition | None = None
-    ) -> Float[Tensor, "batch length vocab"]:
-        """Logits of the clean tokens; the network is told each row's own share of masks, as in training, not t."""
-        masked = x_t == self.mask_token_id
-        if self._real is None:
-            time = masked.float().mean(dim=1)
-        else:
-            time = (masked & self._real).sum(dim=1) / self._real.sum(dim=1).clamp_min(1)
+        self, x_t: Shaped[Tensor, "batch length *width"], t: Float[Tensor, "batch"], condition: Condition | None = None
+    ) -> Float[Tensor, "batch length out"]:
+        """The clean sample, logits for tokens; for these the network is told the share of masks, as in training."""
+        time = t if self.mask_token_id is None else self._share_of_masks(x_t)
         canvas = Segment(self.modality, x_t, time=time, positions=self._positions, mask=self._real)
         return self._forward([canvas], condition)[-1]
+
+    def _share_of_masks(self, x_t: Int[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
+        masked = x_t == self.mask_token_id
+        if self._real is None:
+            return masked.float().mean(dim=1)
+        return (masked & self._real).sum(dim=1) / self._real.sum(dim=1).clamp_min(1)
 
     def keep_rows(self, rows: Int[Tensor, "rows"]) -> None:
         """Go on with some rows of the batch only."""
