@@ -200,7 +200,7 @@ def main() -> None:
     tables["Attributes of composed scenes"] = scene_rows(args, paint)
     name = "images_real" if paint is None else "images"
     notes = [
-        f"The caption judge is fitted on {len(train)} pictures of training concepts, penalty {penalty:g}; the readers of "
+        f"The caption judge is fitted on {len(train)} pictures of training concepts, penalty {penalty:g}; readers of "
         f"attributes on at most {args.fit_scenes} training scenes. Below the ceiling the judges err, not the pictures.",
         f"{name}_shown.png: " + "; ".join(picture.caption for picture in shown) + ".",
     ]

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -23,6 +24,7 @@ from scene_attributes import (
     colour_views,
     count_of,
     cropped,
+    number_of,
     relation_of,
 )
 from torch import Generator
@@ -132,13 +134,18 @@ def test_a_caption_judge_refuses_what_it_cannot_be_fitted_on(penalty: float, row
 
 
 def test_labels_are_those_of_the_caption() -> None:
-    chance = random.Random(0)
-    single, two = painted([("red", (0.5, 0.5))], None, chance), painted(
-        [("red", (0.25, 0.5)), ("blue", (0.75, 0.5))], "left of", chance
-    )  # fmt: skip
-    alike = painted([("red", (0.25, 0.5)), ("red", (0.75, 0.5))], "left of", chance)
-    assert [label(single) for label in (colour_of, count_of, relation_of)] == ["red", "1", None]
-    assert [label(two) for label in (colour_of, count_of, relation_of)] == [None, None, "left of"]
+    chance, places = random.Random(0), ((0.25, 0.5), (0.75, 0.5))
+    single = painted([("red", (0.5, 0.5))], None, chance)
+    two, alike = (
+        painted(list(zip(colours, places, strict=True)), "left of", chance)
+        for colours in (("red", "blue"), 2 * ["red"])
+    )
+    (part,) = single.attributes["parts"]
+    three = replace(single, attributes={"parts": [{**part, "count": 3}], "relation": None})
+    labels = (colour_of, number_of, count_of, relation_of)
+    assert [label(single) for label in labels] == ["red", "1", None, None]
+    assert [label(three) for label in labels] == [None, "3", "3", None]
+    assert [label(two) for label in labels] == [None, None, None, "left of"]
     assert relation_of(alike) is None  # nobody could tell which is which
 
 
