@@ -35,7 +35,8 @@ class ClassScores:
         self.classes = np.full((len(logits), len(automaton.starts) - 1), -np.inf)
         if best:
             self.classes[:, 1:] = np.maximum.reduceat(sorted_lines.numpy(), starts, axis=1)
-            whole = self.top
+            # What comes after the end has the weight 1, so here too the sum: it is what logits are normalized by.
+            whole = np.log(np.exp(logits - top).sum(axis=1, dtype=np.float64)) + self.top
         else:
             self.powers = sorted_lines.sub_(torch.from_numpy(top)).exp_().numpy()
             sums = np.add.reduceat(self.powers, starts, axis=1).astype(np.float64)
