@@ -136,7 +136,7 @@ class ArrowEngine:
 
         Args:
             num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
-                a suffix, guidance or `check_drafts=False` one pass for two tokens.
+                a suffix, guidance, energies or `check_drafts=False` one pass for two tokens.
             guidance_scale: None or 1 is none.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
                 what `set_adapter` chose.
@@ -178,6 +178,7 @@ class ArrowEngine:
                 "completion_ids": output.completion_ids,
                 "acceptance_rate": output.acceptance_rate,
                 "adapter": applied,
+                "energy_history": output.energy_history,
             }
             return Result(texts, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
 
@@ -311,7 +312,7 @@ def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> di
     if num_steps is not None:
         return {"num_inference_steps": num_steps}
     plain = options.get("suffix") is not None or options.get("canvas") is not None
-    plain = plain or options.get("guidance_scale", 1) != 1
+    plain = plain or options.get("guidance_scale", 1) != 1 or bool(options.get("energies"))
     if options.setdefault("check_drafts", not plain):
         block_length = options.setdefault("block_length", CHECKED_BLOCK)
         return {"num_inference_steps": -(-length // (block_length or length))}

@@ -6,6 +6,8 @@ from diffusers.utils import BaseOutput
 from jaxtyping import Int
 from torch import Tensor
 
+from ..conditioning.rejection import Attempt
+
 
 @dataclass
 class UnifiedDiffusionTextPipelineOutput(BaseOutput):
@@ -19,6 +21,7 @@ class UnifiedDiffusionTextPipelineOutput(BaseOutput):
         finished: whether the row ended by itself, by its end token or a stop rule, before `max_new_tokens`.
         num_forward_passes: passes through the network, those for guidance and for checking drafts included.
         acceptance_rate: share of drafted tokens that the check kept; None without `check_drafts`.
+        energy_history: the attempts of each row; None without energies.
     """
 
     sequences: Int[Tensor, "batch length"]
@@ -28,3 +31,4 @@ class UnifiedDiffusionTextPipelineOutput(BaseOutput):
     finished: list[bool] | None = None
     num_forward_passes: int = 0
     acceptance_rate: float | None = None
+    energy_history: list[tuple[Attempt, ...]] | None = None

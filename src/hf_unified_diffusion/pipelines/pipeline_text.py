@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from ..codecs.text_codec import TextCodec, pad_right
+from ..conditioning.energies_text import TextEnergy
 from ..conditioning.guidance import guided, without_tokens
+from ..conditioning.rejection import Attempt
 from ..conditioning.schema_constraint import SchemaConstraint
 from ..contracts import Denoiser
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
@@ -21,6 +23,7 @@ from .canvas_filling import CanvasFiller
 from .checkpoints import EMBEDDED_CHECKPOINT, is_model_folder, load_parts
 from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
+from .energy_writing import EnergyWriter, Run, Shape, TextEnergies, Write
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
 from .step_hooks import Callback, step_hook, tensor_names
 from .text_inputs import (
@@ -118,6 +121,11 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         json_schema: Mapping[str, Any] | bool | str | None = None,
         tools: Sequence[Mapping[str, Any] | Callable] | None = None,
         regex: str | None = None,
+        energies: Sequence[TextEnergy] = (),
+        energy_scale: float = 1.0,
+        energy_retries: int = 3,
+        energy_growth: float = 2.0,
+        num_candidates: int = 1,
         stop: str | list[str] | None = None,
         end_rules: Sequence[EndRule] = (),
         at_bound: EndRule | None = None,
@@ -154,6 +162,11 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             constraint: what each text must be, always: see `SchemaConstraint`. Whitespace at the end of a prompt then
                 stays as it is. A canvas must be such a text as a whole; with a suffix, all between is one.
             json_schema, tools, regex: for `SchemaConstraint.from_json_schema`, `.from_tools`, `.from_regex`, instead.
+            energies: wishes such as `ForbiddenWords` and `RequiredWords`, each with its weight; rows are then written
+                one by one, checked, and written again where they fail (`energy_history` of the output tells).
+            energy_scale: what all weights are multiplied by; 0 is as without energies.
+            energy_retries, energy_growth: how often a rejected text is written again, and by what the scale then grows.
+            num_candidates: texts of each attempt, one of which is drawn by its energies.
             stop: strings that end the text; they are left out.
             end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked
                 after each block.
@@ -197,6 +210,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         constraint = given_constraint(constraint, json_schema, tools, regex)
         if (end_rules or at_bound) and constraint is not None:
             raise ValueError("stop, end_rules, at_bound must be left out with a constraint: it says where a text ends")
+        wishes = TextEnergies(energies, energy_scale, energy_retries, energy_growth, num_candidates)
+        wishes.check(options, streamer is not None)
         codec = TextCodec(self.tokenizer)
         heal = constraint is None
         rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal)
@@ -209,21 +224,33 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         constrained = self._constrained(constraint, codec, scheduler, rows, options)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
+        history = None
         with evaluating(self.transformer), self.progress_bar(total=steps) as progress:
             on_step = step_hook(self, callback_on_step_end, names, streamer, progress)
             ends = [] if options.fixed_length else self._end_token_ids()
-            filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, constrained)
-            writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
+
+            def write(rows: TextRows, generators: Sequence[Generator], shape: Shape | None) -> Run:
+                under = constrained
+                if shape is not None:  # one row of several, perhaps once more
+                    under = self._constrained(constraint, codec, scheduler, rows, options)
+                filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, under)
+                writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
+                passes, acceptance_rate = self._write(rows, options, filler, writer, device, shape)
+                writer.close()
+                return Run(writer, passes, acceptance_rate)
+
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
-            passes, acceptance_rate = self._write(rows, options, filler, writer, device)
-            writer.close()
+            if wishes.is_on:
+                run, history = self._energy_writer(wishes, write).run(rows, generators)
+            else:
+                run = write(rows, generators, None)
         if streamer is not None:
             if rows.suffix_ids[0]:
                 streamer.put(torch.tensor(rows.suffix_ids[0], dtype=torch.int64))
             streamer.end()
         self.maybe_free_model_hooks()
-        output = self._output(rows, writer, options.output_type, passes, acceptance_rate)
+        output = self._output(rows, run, options.output_type, history)
         return output if return_dict else output.to_tuple()
 
     def _constrained(
@@ -245,8 +272,17 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             constrained.check_canvas(rows.canvas)
         return constrained
 
+    def _energy_writer(self, wishes: TextEnergies, write: Write) -> EnergyWriter:
+        return EnergyWriter(wishes, self.transformer, self.modality, tuple(self._end_token_ids()), write)
+
     def _write(
-        self, rows: TextRows, options: TextOptions, filler: CanvasFiller, writer: RowWriter, device: torch.device
+        self,
+        rows: TextRows,
+        options: TextOptions,
+        filler: CanvasFiller,
+        writer: RowWriter,
+        device: torch.device,
+        shape: Shape | None,
     ) -> tuple[int, float | None]:
         """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
@@ -256,6 +292,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             contexts.append(ContextDenoiser(self.transformer, self.modality, mask))
             remember_rows(contexts[1], rows.negative_ids, pad, device)
             denoiser = guided(contexts[0], contexts[1], options.guidance_scale)
+        if shape is not None:
+            denoiser = shape(denoiser, writer)
         opening = allowed_openings(rows, writer.codec, self.transformer.config.vocab_size, device)
         acceptance_rate = None
         if options.fixed_length:
@@ -277,8 +315,9 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         return sum(context.num_passes for context in contexts), acceptance_rate
 
     def _output(
-        self, rows: TextRows, writer: RowWriter, output_type: str, passes: int, acceptance_rate: float | None
+        self, rows: TextRows, run: Run, output_type: str, history: list[tuple[Attempt, ...]] | None
     ) -> UnifiedDiffusionTextPipelineOutput:
+        writer = run.writer
         parts = zip(rows.prompt_ids, writer.ids, rows.suffix_ids, strict=True)
         sequences = [[*prompt, *new, *suffix] for prompt, new, suffix in parts]
         texts = completions = None
@@ -291,8 +330,9 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             completions=completions,
             completion_ids=[torch.tensor(ids, dtype=torch.int64) for ids in writer.ids],
             finished=writer.finished,
-            num_forward_passes=passes,
-            acceptance_rate=acceptance_rate,
+            num_forward_passes=run.num_passes,
+            acceptance_rate=run.acceptance_rate,
+            energy_history=history,
         )
 
     def _end_token_ids(self) -> list[int]:
