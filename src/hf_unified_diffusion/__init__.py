@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from .registration import register
 
 if TYPE_CHECKING:
+    from .conditioning.composition import composed as composed
     from .conditioning.control import controlled as controlled
+    from .conditioning.energies_continuous import KeepPixels as KeepPixels
+    from .conditioning.energies_continuous import Loudness as Loudness
+    from .conditioning.energies_continuous import Palette as Palette
+    from .conditioning.energies_text import CausalLikelihood as CausalLikelihood
+    from .conditioning.energies_text import ForbiddenWords as ForbiddenWords
+    from .conditioning.energies_text import Length as Length
+    from .conditioning.energies_text import RequiredWords as RequiredWords
+    from .conditioning.energy import with_energies as with_energies
     from .conditioning.schema_constraint import SchemaConstraint as SchemaConstraint
     from .contracts import Condition as Condition
     from .contracts import Encoder as Encoder
@@ -48,15 +57,22 @@ _MODULES = {
     "ArrowEngine": "engine",
     "ArrowQuantConfig": "quantization",
     "ArrowStorage": "memory",
+    "CausalLikelihood": "conditioning.energies_text",
     "Condition": "contracts",
     "Control": "modeling.control_pass",
     "ContextCache": "modeling.attention_rule",
     "Encoder": "contracts",
+    "ForbiddenWords": "conditioning.energies_text",
     "FormatError": "quantization",
+    "KeepPixels": "conditioning.energies_continuous",
+    "Length": "conditioning.energies_text",
+    "Loudness": "conditioning.energies_continuous",
     "MaskedDiffusionScheduler": "schedulers",
     "NoiseScheduler": "processes",
+    "Palette": "conditioning.energies_continuous",
     "QueueFullError": "request_queue",
     "RequestTimeoutError": "request_queue",
+    "RequiredWords": "conditioning.energies_text",
     "Result": "contracts",
     "SchemaConstraint": "conditioning.schema_constraint",
     "Segment": "contracts",
@@ -69,6 +85,7 @@ _MODULES = {
     "UnifiedDiffusionOutput": "modeling.pretrained",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
+    "composed": "conditioning.composition",
     "controlled": "conditioning.control",
     "convert_checkpoint": "conversion.convert",
     "load_diffusers_model": "modeling.diffusers_weights",
@@ -76,6 +93,7 @@ _MODULES = {
     "read_parquet_weights": "quantization",
     "save_diffusers_model": "modeling.diffusers_weights",
     "tier": "modeling.tiers",
+    "with_energies": "conditioning.energy",
     "write_parquet_weights": "quantization",
 }
 __all__ = sorted(_MODULES)

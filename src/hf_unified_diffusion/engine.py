@@ -167,7 +167,8 @@ class ArrowEngine:
 
         Args:
             num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
-                a suffix, guidance or `check_drafts=False` one pass for two tokens; for images as the checkpoint says.
+                a suffix, guidance, energies or `check_drafts=False` one pass for two tokens; for images as the
+                checkpoint says.
             guidance_scale: 1 is none, and so is None, except for images: as the checkpoint says.
             memory_guided: let what `memory` recalls for the prompt steer text and code.
             memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained.
@@ -227,6 +228,7 @@ class ArrowEngine:
                     "finished": output.finished,
                     "completion_ids": output.completion_ids,
                     "acceptance_rate": output.acceptance_rate,
+                    "energy_history": output.energy_history,
                 }
             return Result(made, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
 

@@ -15,7 +15,7 @@ def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> di
     if num_steps is not None:
         return {"num_inference_steps": num_steps}
     plain = options.get("suffix") is not None or options.get("canvas") is not None
-    plain = plain or options.get("guidance_scale", 1) != 1
+    plain = plain or options.get("guidance_scale", 1) != 1 or bool(options.get("energies"))
     if options.setdefault("check_drafts", not plain):
         block_length = options.setdefault("block_length", CHECKED_BLOCK)
         return {"num_inference_steps": -(-length // (block_length or length))}

@@ -27,13 +27,13 @@ class StateWeights:
         scale: the logarithm of what was divided by.
     """
 
-    values: NDArray[np.float64]
+    values: NDArray
     are_logs: bool
     lowest: float
     scale: float
 
     @classmethod
-    def of(cls, values: NDArray[np.float64], are_logs: bool, scale: float) -> "StateWeights":
+    def of(cls, values: NDArray, are_logs: bool, scale: float) -> "StateWeights":
         """Weights by state on a common scale, or their logarithms; ValueError where all are 0."""
         none = -np.inf if are_logs else 0.0
         top = values.max(initial=none)
@@ -47,7 +47,7 @@ class StateWeights:
             return cls(logarithm(values), True, np.log(lowest), scale)
         return cls(values, are_logs, lowest, scale)
 
-    def logs(self) -> NDArray[np.float64]:
+    def logs(self) -> NDArray:
         """Logarithms of the values."""
         return self.values if self.are_logs else logarithm(self.values)
 
@@ -66,10 +66,10 @@ class Moves:
     source: NDArray[np.int64]
     label: NDArray[np.int64]
     target: NDArray[np.int64]
-    weight: NDArray[np.float64]
-    total: NDArray[np.float64]
+    weight: NDArray
+    total: NDArray
 
-    def chances(self, after: NDArray[np.float64]) -> NDArray[np.float64]:
+    def chances(self, after: NDArray) -> NDArray:
         """float64 (edges,): the probability that each is used, from those of the states after it."""
         rate = np.zeros(len(self.total))
         np.divide(after, self.total[: len(after)], out=rate[: len(after)], where=self.total[: len(after)] > 0)
@@ -151,7 +151,7 @@ class AcceptedStrings:
         found += self.logits
         return found
 
-    def draw(self, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    def draw(self, numbers: NDArray) -> NDArray[np.int64]:
         """A string with the probability of its weight: int64 (masks,), its tokens at the masks.
 
         Args:
@@ -163,7 +163,7 @@ class AcceptedStrings:
         """The string of the largest weight: int64 (masks,), its tokens at the masks. Needs `best`."""
         return self._walk(None)
 
-    def _walk(self, numbers: NDArray[np.float64] | None) -> NDArray[np.int64]:
+    def _walk(self, numbers: NDArray | None) -> NDArray[np.int64]:
         """Back from the end: at each mask one of the edges that lead to where the rest goes on."""
         labels = np.zeros(len(self.moves), dtype=np.int64)
         state = -1
@@ -217,7 +217,7 @@ class AcceptedStrings:
         return weight, total, logarithm(total) + base
 
 
-def logarithm(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def logarithm(values: NDArray) -> NDArray:
     """log, -inf at 0."""
     with np.errstate(divide="ignore"):
         return np.log(values)

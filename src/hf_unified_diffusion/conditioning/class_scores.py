@@ -15,7 +15,7 @@ class ClassScores:
     """Log-probabilities of the classes and labels of an automaton at each mask: of their sums, or of their best tokens.
 
     Attributes:
-        classes: float64 (masks, classes), unnormalized logarithms; the first class's, of tokens that never come, is -inf.
+        classes: float64 (masks, classes), unnormalized logarithms; -inf for the first class, whose tokens never come.
         labels: float64 (masks, labels + 1); the last one is of all tokens, for moves after the end.
         chances: float64 (masks, labels + 1), exponentials of the labels beside the likeliest token.
         lowest: float64 (masks,), the least of these that is no label's of probability 0; 0 where float64 lost it.

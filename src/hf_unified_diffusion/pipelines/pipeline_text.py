@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from ..codecs.text_codec import TextCodec, pad_right
+from ..conditioning.energies_text import TextEnergy
 from ..conditioning.guidance import guided, without_tokens
+from ..conditioning.rejection import Attempt
 from ..conditioning.schema_constraint import SchemaConstraint
 from ..contracts import Condition, Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
@@ -23,6 +25,7 @@ from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, 
 from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
 from .control_inputs import ControlInput, gather_controls
+from .energy_writing import EnergyWriter, Run, Shape, TextEnergies, Write
 from .lora import LoraMixin, row_adapters
 from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
@@ -41,6 +44,9 @@ from .text_inputs import (
 )
 from .text_rows import EndRule, RowWriter, stop_at
 from .text_writing import CheckedWriting, place_between, remember_rows, write_blocks, write_canvas
+
+# ControlNets, what is attended to besides, and each row's adapter
+Steering = tuple[Sequence[ControlInput], Condition | None, list[str] | None]
 
 
 class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeline):
@@ -130,6 +136,11 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
+        energies: Sequence[TextEnergy] = (),
+        energy_scale: float = 1.0,
+        energy_retries: int = 3,
+        energy_growth: float = 2.0,
+        num_candidates: int = 1,
         stop: str | list[str] | None = None,
         end_rules: Sequence[EndRule] = (),
         at_bound: EndRule | None = None,
@@ -176,6 +187,11 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
             controlnet_conditioning_scale: the weight of what it adds; one for all, or a list.
             control_guidance_start, control_guidance_end: when it acts, in shares of the canvas uncovered; or lists.
                 With an end below 1 the context, and what `check_drafts` goes by, is left alone.
+            energies: wishes such as `ForbiddenWords` and `RequiredWords`, each with its weight; rows are then written
+                one by one, checked, and written again where they fail (`energy_history` of the output tells).
+            energy_scale: what all weights are multiplied by; 0 is as without energies.
+            energy_retries, energy_growth: how often a rejected text is written again, and by what the scale then grows.
+            num_candidates: texts of each attempt, one of which is drawn by its energies.
             stop: strings that end the text; they are left out.
             end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked
                 after each block.
@@ -221,6 +237,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         constraint = given_constraint(constraint, json_schema, tools, regex)
         if (end_rules or at_bound) and constraint is not None:
             raise ValueError("stop, end_rules, at_bound must be left out with a constraint: it says where a text ends")
+        wishes = TextEnergies(energies, energy_scale, energy_retries, energy_growth, num_candidates)
+        wishes.check(options, streamer is not None)
         codec = TextCodec(self.tokenizer)
         heal = constraint is None
         rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal)
@@ -236,24 +254,41 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         counts = len(rows), num_return_sequences, self._pad_token_id(), device
         ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
         controls = gather_controls(controlnet, control_hint, *ranges, codec, *counts)
+        steering = controls, condition, row_names
+        if energies and len(rows) > 1 and (controls or condition is not None or row_names is not None):
+            raise ValueError(
+                "controlnet, condition and adapter_names must be left out with energies and several rows, "
+                f"got {len(rows)} rows: rows are then written one by one"
+            )
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
+        history = None
         with evaluating(self.transformer), self.progress_bar(total=steps) as progress:
             on_step = step_hook(self, callback_on_step_end, names, streamer, progress)
             ends = [] if options.fixed_length else self._end_token_ids()
-            filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, constrained)
-            writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
+
+            def write(rows: TextRows, generators: Sequence[Generator], shape: Shape | None) -> Run:
+                under = constrained
+                if shape is not None:  # one row of several, perhaps once more
+                    under = self._constrained(constraint, codec, scheduler, rows, options)
+                filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, under)
+                writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
+                passes, acceptance_rate = self._write(rows, options, filler, writer, steering, device, shape)
+                writer.close()
+                return Run(writer, passes, acceptance_rate)
+
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
-            steering = (controls, condition, row_names)
-            passes, acceptance_rate = self._write(rows, options, filler, writer, steering, device)
-            writer.close()
+            if wishes.is_on:
+                run, history = self._energy_writer(wishes, write).run(rows, generators)
+            else:
+                run = write(rows, generators, None)
         if streamer is not None:
             if rows.suffix_ids[0]:
                 streamer.put(torch.tensor(rows.suffix_ids[0], dtype=torch.int64))
             streamer.end()
         self.maybe_free_model_hooks()
-        output = self._output(rows, writer, options.output_type, passes, acceptance_rate)
+        output = self._output(rows, run, options.output_type, history)
         return output if return_dict else output.to_tuple()
 
     def _constrained(
@@ -275,14 +310,18 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
             constrained.check_canvas(rows.canvas)
         return constrained
 
+    def _energy_writer(self, wishes: TextEnergies, write: Write) -> EnergyWriter:
+        return EnergyWriter(wishes, self.transformer, self.modality, tuple(self._end_token_ids()), write)
+
     def _write(
         self,
         rows: TextRows,
         options: TextOptions,
         filler: CanvasFiller,
         writer: RowWriter,
-        steering: tuple[Sequence[ControlInput], Condition | None, list[str] | None],
+        steering: Steering,
         device: torch.device,
+        shape: Shape | None,
     ) -> tuple[int, float | None]:
         """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
@@ -297,6 +336,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
             denoiser = guided(contexts[0], contexts[1], options.guidance_scale)
         for context in contexts:
             context.adapter_names = adapter_names
+        if shape is not None:
+            denoiser = shape(denoiser, writer)
         opening = allowed_openings(rows, writer.codec, self.transformer.config.vocab_size, device)
         acceptance_rate = None
         if options.fixed_length:
@@ -318,8 +359,9 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         return sum(context.num_passes for context in contexts), acceptance_rate
 
     def _output(
-        self, rows: TextRows, writer: RowWriter, output_type: str, passes: int, acceptance_rate: float | None
+        self, rows: TextRows, run: Run, output_type: str, history: list[tuple[Attempt, ...]] | None
     ) -> UnifiedDiffusionTextPipelineOutput:
+        writer = run.writer
         parts = zip(rows.prompt_ids, writer.ids, rows.suffix_ids, strict=True)
         sequences = [[*prompt, *new, *suffix] for prompt, new, suffix in parts]
         texts = completions = None
@@ -332,8 +374,9 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
             completions=completions,
             completion_ids=[torch.tensor(ids, dtype=torch.int64) for ids in writer.ids],
             finished=writer.finished,
-            num_forward_passes=passes,
-            acceptance_rate=acceptance_rate,
+            num_forward_passes=run.num_passes,
+            acceptance_rate=run.acceptance_rate,
+            energy_history=history,
         )
 
     def _end_token_ids(self) -> list[int]:
