@@ -4,8 +4,8 @@
 
 Examples are of splits that no training saw: "test" has phrasings and values of its own, "unseen" tools of its own too.
 Beside each ControlNet the same prompts, seeds and lengths without it: for calls under the same schema, also with the
-tools in the prompt, and under the ControlNet with the hint of another example; for questions plain, and with a worked example in
-the prompt. Differences are paired. The ceiling is 1: the right responses get it by the same check.
+tools in the prompt, and under the ControlNet with the hint of another example; for questions plain, and with a worked
+example in the prompt. Differences are paired. The ceiling is 1: the right responses get it by the same check.
 """
 
 import json
