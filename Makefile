@@ -51,7 +51,7 @@ data: $(STAMP)
 	$(BIN)/python examples/prepare_data.py
 
 train: $(STAMP)
-	$(if $(ALLOCATOR),LD_PRELOAD=$(ALLOCATOR)) $(BIN)/python examples/train_score_network.py $(TRAIN_ARGS)
+	$(if $(ALLOCATOR),LD_PRELOAD=$(ALLOCATOR)) $(BIN)/python examples/train_unified.py $(TRAIN_ARGS)
 
 bench: $(STAMP)
 	for name in $(BENCHMARKS); do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -33,7 +33,7 @@ CONFIG = {
 # dropout, weight decay, share of the positions: more of one regularizer, or an earlier stop
 TWIN_GRID = [(0.1, 0.1, 0.25), (0.1, 0.1, 0.5), (0.3, 0.1, 0.5), (0.3, 0.5, 0.5), (0.3, 0.1, 1.0)]
 LENGTH = 256
-SCRIPT = Path(__file__).parents[1] / "examples" / "train_score_network.py"
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_unified.py"
 
 
 def small_tokenizer(folder: Path, vocab_size: int) -> Path:

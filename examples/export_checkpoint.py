@@ -19,7 +19,7 @@ from hf_unified_diffusion.training.calibration_rows import calibration_batches
 from hf_unified_diffusion.training.token_data import pack_shards
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("model", type=Path, help="a folder written by train_score_network.py")
+parser.add_argument("model", type=Path, help="a folder written by train_unified.py")
 parser.add_argument("--output_dir", type=Path, default=EMBEDDED_CHECKPOINT)
 parser.add_argument("--bits", type=int, default=4)
 parser.add_argument("--group_size", type=int, default=96)

@@ -25,6 +25,7 @@ from hf_unified_diffusion.training.calibration_rows import calibration_batches
 from hf_unified_diffusion.training.distillation import DistillationObjective
 from hf_unified_diffusion.training.likelihood import held_out_likelihood
 from hf_unified_diffusion.training.machine import fast_dtype
+from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards, starts_for
@@ -101,10 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.autocast(model.device.type, dtype, enabled=dtype is not torch.float32):
         codes = calibrated_codes(model, quantization, batches)
     objective = DistillationObjective(model.train(), copy.deepcopy(model), ObjectiveConfig(causal_weight=1.0))
-    settings = RunSettings(
-        args.sequence_length, args.train_batch_size, args.seed, weight_decay=0.0, ema_decay=args.ema_decay
-    )
-    run = TrainingRun(accelerator, objective, train, tokenizer, settings, quantization, codes)
+    settings = RunSettings(args.seed, weight_decay=0.0, ema_decay=args.ema_decay)
+    data = [TokenRows(packed, args.train_batch_size, args.sequence_length) for packed in train.values()]
+    run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization, codes)
     rate = LearningRate(args.learning_rate, args.warmup_steps)
     bar = tqdm(range(args.max_train_steps), unit="step")
     for step in bar:

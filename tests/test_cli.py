@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hf_unified_diffusion import UnifiedDiffusionModel
-from hf_unified_diffusion.cli import STORIES, main, parse_bytes
+from hf_unified_diffusion.cli import STORIES, evaluate, main, parse_bytes
 from hf_unified_diffusion.quantization import QuantizedWeight
 from tests.tiny import save_tiny_checkpoint
 
@@ -87,3 +87,24 @@ def test_convert_writes_its_report(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(folder), str(tmp_path / "out")])
     assert "destination must not exist yet" in capsys.readouterr().err
+
+
+def test_eval_gives_its_arguments_and_its_exit_code_to_the_script(tmp_path):
+    script = tmp_path / "evaluate.py"
+    script.write_text("import pathlib, sys\npathlib.Path(__file__).with_name('given').write_text(repr(sys.argv[1:]))\n")
+    assert evaluate(["--quick", "--only", "schema"], script) == 0
+    assert (tmp_path / "given").read_text() == "['--quick', '--only', 'schema']"
+    script.write_text("raise SystemExit(1)")
+    assert evaluate([], script) == 1
+
+
+def test_eval_without_a_checkout_says_what_it_needs(tmp_path, capsys):
+    assert evaluate([], tmp_path / "evaluate.py") == 1
+    assert "needs a checkout" in capsys.readouterr().err
+
+
+def test_only_eval_takes_unknown_arguments(folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["info", str(folder), "--quick"])
+    assert end.value.code == 2
+    assert "unrecognized arguments: --quick" in capsys.readouterr().err

@@ -16,11 +16,14 @@ import hf_unified_diffusion
 from hf_unified_diffusion import (
     MaskedDiffusionScheduler,
     UnifiedDiffusionConfig,
+    UnifiedDiffusionImagePipeline,
     UnifiedDiffusionModel,
     UnifiedDiffusionTaskPipeline,
 )
 from hf_unified_diffusion.pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.registration import PIPELINES, TASK, register
+from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
+from tests.codecs.vaes import tiny_dc
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
 
@@ -80,12 +83,17 @@ def test_default_of_the_task_is_the_embedded_checkpoint():
 @pytest.mark.parametrize("pipeline_class", PIPELINES)
 def test_diffusers_finds_pipelines_and_components(pipeline_class, tmp_path):
     model = tiny_model()
-    scheduler = MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id)
-    written = pipeline_class(transformer=model, scheduler=scheduler, tokenizer=tiny_tokenizer())
+    parts = {"scheduler": MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id)}
+    if pipeline_class is UnifiedDiffusionImagePipeline:
+        parts = {"scheduler": flow_scheduler(), "vae": tiny_dc(128)}
+    written = pipeline_class(transformer=model, tokenizer=tiny_tokenizer(), **parts)
     written.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["transformer"] == ["hf_unified_diffusion", "UnifiedDiffusionModel"]
-    assert index["scheduler"] == ["hf_unified_diffusion", "MaskedDiffusionScheduler"]
+    ours = pipeline_class is not UnifiedDiffusionImagePipeline
+    scheduler = "MaskedDiffusionScheduler" if ours else "FlowMatchEulerDiscreteScheduler"
+    assert index["scheduler"] == ["hf_unified_diffusion" if ours else "diffusers", scheduler]
+    assert ours or index["vae"] == ["diffusers", "AutoencoderDC"]
     read = DiffusionPipeline.from_pretrained(tmp_path)
     assert type(read) is pipeline_class is getattr(diffusers, pipeline_class.__name__)
     assert same_weights(read.transformer, model)

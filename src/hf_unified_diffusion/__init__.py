@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .modeling.pretrained import UnifiedDiffusionOutput as UnifiedDiffusionOutput
     from .modeling.tiers import tier as tier
     from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline as UnifiedDiffusionCodePipeline
+    from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline as UnifiedDiffusionImagePipeline
     from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline as UnifiedDiffusionTextPipeline
     from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline as UnifiedDiffusionTaskPipeline
     from .processes import NoiseScheduler as NoiseScheduler
@@ -63,6 +64,7 @@ _MODULES = {
     "UnifiedControlNetModel": "modeling.controlnet",
     "UnifiedDiffusionCodePipeline": "pipelines.pipeline_code",
     "UnifiedDiffusionConfig": "modeling.configuration_unified_diffusion",
+    "UnifiedDiffusionImagePipeline": "pipelines.pipeline_image",
     "UnifiedDiffusionModel": "modeling.modeling_unified_diffusion",
     "UnifiedDiffusionOutput": "modeling.pretrained",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",

@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +27,7 @@ from .quantization.configuration_arrowquant import WEIGHTS_FORMATS
 
 UNITS = ("", "K", "M", "G", "T")
 WEIGHT_FILES = ("*.safetensors", "*.parquet")
+EVALUATION = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluate.py"  # of a checkout; wheels do not have it
 DOCSTRING = 'def count_words(text):\n    """Return how often each word occurs in the text, as a dictionary."""\n'
 CHECKED = {"check_drafts": True, "block_length": 8, "top_p": 0.9}
 STORIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,7 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_convert(commands)
     add_plan(commands)
     add_memory(commands)
-    chosen = parser.parse_args(arguments)
+    subparser = commands.add_parser("eval", help=evaluate.__doc__, add_help=False)
+    subparser.set_defaults(command=evaluate)
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.command is evaluate:
+        parser.exit(evaluate(rest))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if chosen.command in (convert, plan, memory):
         try:
             chosen.command(chosen)
@@ -159,6 +168,18 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"memory must be a number with B, KB, MB, GB, TB or KiB and so on, got {text!r}")
     number, unit, binary = matched.groups()
     return int(float(number) * (1024 if binary else 1000) ** UNITS.index(unit.upper()))
+
+
+def evaluate(arguments: Sequence[str], script: Path = EVALUATION) -> int:
+    """Measure a checkpoint with the benchmarks of a checkout, and write one report; --help lists its arguments."""
+    if not script.is_file():
+        print(
+            "eval runs benchmarks, which are not in the installed package: it needs a checkout of the repository, "
+            "installed there with `make setup` or `pip install --editable '.[dev]'`",
+            file=sys.stderr,
+        )
+        return 1
+    return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
 
 
 def demo(folder: str) -> None:

@@ -3,43 +3,56 @@
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import SchedulerMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
-from .conditioning.score_network_encoder import ScoreNetworkEncoder
+from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
 from .contracts import Result
-from .evolution.adapter_folders import SIDES
 from .evolution.adapter_router import Encode
 from .evolution.adapter_set import AdapterSet
 from .evolution.step_watch import StepWatch
+from .modeling.adapter_folders import SIDES
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
-from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_parts
+from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
-from .request_queue import Request, RequestQueue, Step
+from .request_options import as_bytes, check_left_out, steps_for
+from .request_queue import Request, RequestQueue, Step, waited_for
+from .schedulers.flow_matching import flow_scheduler
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
+if TYPE_CHECKING:
+    from .memory import ArrowStorage
+    from .memory.memory_conditioner import MemoryConditioner
+
 PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
+IMAGE = "image"
 DEFAULT_NEW_TOKENS = 128
-CHECKED_BLOCK = 8  # tokens drafted in one pass where the causal path checks them
 
 
 class ArrowEngine:
-    """Writes by diffusion or token by token; serves several callers, one request after the other.
+    """Writes and draws by diffusion, or writes token by token; serves several callers, one request after the other.
 
     Attributes:
         model, tokenizer: of the diffusion side.
-        memory: what was given, or None.
+        memory: an `ArrowStorage`, or None.
 
     Args:
         ar_model: name, folder or GGUF file of an autoregressive model, loaded when it is first asked for.
+        memory: an `ArrowStorage`, or a folder that is opened as one, with the network's own embeddings.
+        encoder: the name of these in stores.
+        vae, image_scheduler: for pictures, as of `UnifiedDiffusionImagePipeline`; without a vae it draws none.
         max_waiting: requests that may wait; one more is refused at once (`QueueFullError`).
 
     Usage:
@@ -54,13 +67,19 @@ class ArrowEngine:
         scheduler: MaskedDiffusionScheduler,
         tokenizer: PreTrainedTokenizerFast,
         ar_model: str | Path | AutoregressiveWriter | None = None,
-        memory: Any = None,
+        memory: "ArrowStorage | str | Path | None" = None,
         max_waiting: int = 32,
+        encoder: str = "engine",
+        vae: AutoencoderMixin | None = None,
+        image_scheduler: SchedulerMixin | None = None,
     ):
-        self.model, self.scheduler, self.tokenizer, self.memory = model, scheduler, tokenizer, memory
+        self.vae = vae
+        self.image_scheduler = flow_scheduler() if image_scheduler is None else image_scheduler
+        self.model, self.scheduler, self.tokenizer = model, scheduler, tokenizer
         self.queue = RequestQueue(max_waiting=max_waiting)
-        self._ar_model = ar_model
-        self._encoder = ScoreNetworkEncoder(model, tokenizer, "engine")
+        self._ar_model, self._loading = ar_model, Lock()
+        self._encoder = ScoreNetworkEncoder(model, tokenizer, encoder)
+        self.memory = opened(memory, self._encoder) if isinstance(memory, str | Path) else memory
         self._adapters: dict[str, AdapterSet] = {}
 
     @classmethod
@@ -68,19 +87,26 @@ class ArrowEngine:
         cls,
         name_or_path: str | Path | None = None,
         ar_model: str | Path | AutoregressiveWriter | None = None,
-        memory: Any = None,
+        memory: "ArrowStorage | str | Path | None" = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         max_waiting: int = 32,
     ) -> "ArrowEngine":
-        """The embedded checkpoint, or a folder.
+        """The embedded checkpoint, or a folder; one with an autoencoder in `vae` draws too.
 
         Usage: `ArrowEngine.from_pretrained(ar_model="gpt2", device="cuda")`
         """
-        parts = load_parts(EMBEDDED_CHECKPOINT if name_or_path is None else name_or_path, dtype)
+        path = EMBEDDED_CHECKPOINT if name_or_path is None else name_or_path
+        parts = load_parts(path, dtype)
+        image_scheduler, vae = load_image_parts(path, dtype) if has_image_parts(path) else (None, None)
         if device is not None:
             parts[0].to(device)
-        return cls(*parts, ar_model=ar_model, memory=memory, max_waiting=max_waiting)
+        if device is not None and vae is not None:
+            vae.to(device)
+        options: dict[str, Any] = {"ar_model": ar_model, "memory": memory, "max_waiting": max_waiting}
+        if memory is not None:
+            options["encoder"] = encoder_name(path)
+        return cls(*parts, **options, vae=vae, image_scheduler=image_scheduler)
 
     @property
     def ar(self) -> AutoregressiveWriter:
@@ -91,22 +117,24 @@ class ArrowEngine:
         """
         if self._ar_model is None:
             raise ValueError("mode 'ar' needs an ar_model (name, folder or GGUF file), got None")
-        if not isinstance(self._ar_model, AutoregressiveWriter):
-            writer = AutoregressiveWriter.from_pretrained(self._ar_model)
-            writer.model.to(self.model.device)
-            self._ar_model = writer
-        return self._ar_model
+        with self._loading:
+            if not isinstance(self._ar_model, AutoregressiveWriter):
+                writer = AutoregressiveWriter.from_pretrained(self._ar_model)
+                writer.model.to(self.model.device)
+                self._ar_model = writer
+            return self._ar_model
 
     def diffuse(self, prompt: str | list[str] | None = None, modality: str = "text", **options: Any) -> Any:
         """Generate by diffusion and wait for it.
 
         Args:
-            prompt: what comes before; None starts from nothing. A list gives a list.
-            modality: "text" or "code".
+            prompt: what comes before, or the caption; None starts from nothing. A list gives a list.
+            modality: "text", "code" or "image".
             options: as for `submit`.
 
         Returns:
-            str for text and code, prompt and suffix included; with `return_result=True` a `Result` of it.
+            str for text and code, prompt and suffix included; uint8 (height, width, 3) for an image; with
+            `return_result=True` a `Result` of it.
 
         Raises:
             ValueError: for an argument that breaks a rule.
@@ -124,6 +152,9 @@ class ArrowEngine:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         memory_guided: bool = False,
+        memory_strength: float = 1.0,
+        namespace: str = "default",
+        num_recalled: int = 16,
         adapter: str | None = None,
         seed: int | None = None,
         suffix: str | list[str] | None = None,
@@ -136,50 +167,68 @@ class ArrowEngine:
 
         Args:
             num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
-                a suffix, guidance or `check_drafts=False` one pass for two tokens.
-            guidance_scale: None or 1 is none.
+                a suffix, guidance or `check_drafts=False` one pass for two tokens; for images as the checkpoint says.
+            guidance_scale: 1 is none, and so is None, except for images: as the checkpoint says.
+            memory_guided: let what `memory` recalls for the prompt steer text and code.
+            memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained.
+            namespace, num_recalled: whose memories, and how many.
+            suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
                 what `set_adapter` chose.
             seed: None draws one; the `Result` says which.
             timeout_s: from now on, waiting included.
-            return_result: give a `Result` with timings and uncertainty.
-            options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...).
+            return_result: give a `Result` with timings and, of text and code, uncertainty.
+            options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...;
+                `height`, `width`, `negative_prompt`, `image`, `mask_image`, `strength`, ...).
 
         Raises:
             QueueFullError: at once, when too many wait.
-            ValueError: for an unknown modality, or memory where there is none.
+            ValueError: for an unknown modality, memory where there is none, or an image without an autoencoder.
 
         Usage: `request = engine.submit("Once", seed=0, timeout_s=10); request.result()`
         """
         self._check_modality(modality)
-        if memory_guided:
-            raise ValueError("memory_guided must be False: this checkpoint has no trained memory conditioner")
+        conditioner = self._conditioner(prompt, modality, memory_strength) if memory_guided else None
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
         options |= {name: value for name, value in chosen.items() if value is not None}
-        length = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
-        check_positive("max_new_tokens", length)
-        options |= {"max_new_tokens": length, **steps_for(length, num_steps, options)}
+        if modality == IMAGE:
+            unfit = {"suffix": suffix, "max_new_tokens": max_new_tokens, "output_type": options.get("output_type")}
+            check_left_out(unfit)
+            options |= {"num_inference_steps": num_steps, "output_type": "pt"}
+        else:
+            length = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+            check_positive("max_new_tokens", length)
+            options |= {"max_new_tokens": length, **steps_for(length, num_steps, options)}
         seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
 
         use_adapter = self._adapters_of("diffusion").request(adapter, prompt)
 
         def work(step: Step) -> Any:
             # a pipeline of its own for each request: pipelines remember an interrupt
-            pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
-            pipe.set_progress_bar_config(disable=True)
-            watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result)
+            pipe = self._pipeline(modality)
+            watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result and modality != IMAGE)
+            recalls = []
+            if conditioner is not None:
+                recalls = conditioner.recall(namespace, as_texts("prompt", prompt), num_recalled)
+                options["condition"] = conditioner.condition(recalls, memory_strength)
+                step()
             with use_adapter() as applied:
                 output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
-            texts = output.texts if isinstance(prompt, list) or len(output.texts) > 1 else output.texts[0]
+            made = as_bytes(output.images) if modality == IMAGE else output.texts
+            made = made if isinstance(prompt, list) or len(made) > 1 else made[0]
             if not return_result:
-                return texts
-            extra = {"num_forward_passes": output.num_forward_passes, "finished": output.finished}
-            extra |= {
-                "completion_ids": output.completion_ids,
-                "acceptance_rate": output.acceptance_rate,
-                "adapter": applied,
-            }
-            return Result(texts, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
+                return made
+            recalled = [recall.memories for recall in recalls]
+            extra = {"num_forward_passes": output.num_forward_passes, "adapter": applied}
+            if conditioner is not None:
+                extra["recalled"] = recalled if isinstance(prompt, list) else recalled[0]
+            if modality != IMAGE:
+                extra |= {
+                    "finished": output.finished,
+                    "completion_ids": output.completion_ids,
+                    "acceptance_rate": output.acceptance_rate,
+                }
+            return Result(made, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
 
         return self.queue.submit(work, timeout_s)
 
@@ -299,29 +348,41 @@ class ArrowEngine:
         """Finish what is queued, then take no more."""
         self.queue.close()
 
+    def _conditioner(self, prompt: object, modality: str, strength: float) -> "MemoryConditioner":
+        """What asks the memory; ValueError where there is none, or nothing to ask it."""
+        if self.memory is None:
+            raise ValueError("memory_guided needs a memory (an ArrowStorage or its folder), got None")
+        if modality == IMAGE:
+            raise ValueError("memory_guided must be False for images, got True")
+        as_texts("prompt", prompt)
+        from .memory.memory_conditioner import MemoryConditioner, check_strength  # FAISS and datasets take seconds
+
+        check_strength(strength)
+        return MemoryConditioner(self.model, self.tokenizer, self.memory, self._encoder.name)
+
+    def _pipeline(
+        self, modality: str
+    ) -> UnifiedDiffusionTextPipeline | UnifiedDiffusionCodePipeline | UnifiedDiffusionImagePipeline:
+        if modality == IMAGE:
+            pipe = UnifiedDiffusionImagePipeline(self.model, self.image_scheduler, self.tokenizer, self.vae)
+        else:
+            pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
     def _check_modality(self, modality: str) -> None:
-        check_choice("modality", modality, tuple(PIPELINES))
-        trained = self.model.checkpoint_facts.get("supported_modalities", list(PIPELINES))
+        check_choice("modality", modality, (*PIPELINES, IMAGE))
+        trained = self.model.checkpoint_facts.get("supported_modalities", [*PIPELINES, IMAGE])
         if modality not in trained:
             raise ValueError(f"modality must be one that the checkpoint was trained for, {trained}, got {modality!r}")
+        if modality == IMAGE and self.vae is None:
+            raise ValueError(
+                "modality 'image' needs an autoencoder (a checkpoint folder with 'vae', or vae=), got None"
+            )
 
 
-def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> dict[str, Any]:
-    """How a text of `length` tokens is denoised where the caller leaves it open."""
-    if num_steps is not None:
-        return {"num_inference_steps": num_steps}
-    plain = options.get("suffix") is not None or options.get("canvas") is not None
-    plain = plain or options.get("guidance_scale", 1) != 1
-    if options.setdefault("check_drafts", not plain):
-        block_length = options.setdefault("block_length", CHECKED_BLOCK)
-        return {"num_inference_steps": -(-length // (block_length or length))}
-    return {"num_inference_steps": -(-length // 2)}
+def opened(folder: str | Path, encoder: ScoreNetworkEncoder) -> "ArrowStorage":
+    """The memory in a folder."""
+    from .memory import ArrowStorage  # FAISS and datasets take seconds
 
-
-def waited_for(request: Request) -> Any:
-    """The result of a request; who stops waiting (Ctrl-C) cancels it."""
-    try:
-        return request.result()
-    except BaseException:
-        request.cancel()
-        raise
+    return ArrowStorage(folder, encoder)

@@ -14,13 +14,14 @@ from .modeling.controlnet import UnifiedControlNetModel
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
 from .schedulers import MaskedDiffusionScheduler
 
 TASK = "unified-diffusion"
 COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, MaskedDiffusionScheduler)
-PIPELINES = (UnifiedDiffusionTextPipeline, UnifiedDiffusionCodePipeline)
+PIPELINES = (UnifiedDiffusionTextPipeline, UnifiedDiffusionCodePipeline, UnifiedDiffusionImagePipeline)
 
 
 @cache

@@ -12,8 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from hf_unified_diffusion.modeling.configuration_unified_diffusion import UnifiedDiffusionConfig
 from hf_unified_diffusion.modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from hf_unified_diffusion.pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from hf_unified_diffusion.pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
+from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
 from hf_unified_diffusion.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+from tests.codecs.vaes import tiny_dc
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +59,7 @@ def model(tokenizer):
         model.time_embedding.time.weight.normal_(0, 0.3)
         for vector in model.modality_embedding.values():
             vector.normal_(0, 0.3)
+        model.heads["image"].weight.normal_(0, 0.2)
     return model
 
 
@@ -74,5 +78,18 @@ def pipe(model, scheduler, tokenizer):
 @pytest.fixture
 def code_pipe(model, scheduler, tokenizer):
     pipe = UnifiedDiffusionCodePipeline(model, scheduler, tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def vae():
+    """32 pixels a token, 128 numbers in it."""
+    return tiny_dc(128)
+
+
+@pytest.fixture
+def image_pipe(model, tokenizer, vae):
+    pipe = UnifiedDiffusionImagePipeline(model, flow_scheduler(), tokenizer, vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -55,7 +55,8 @@ def test_saved_and_loaded_by_name(task, tmp_path, kind):
 @pytest.mark.parametrize(
     ("inputs", "arguments", "message"),
     [
-        ("x", {"modality": "image"}, r"modality must be one of \['code', 'text'\], got 'image'"),
+        ("x", {"modality": "smell"}, r"modality must be one of \['code', 'image', 'text'\], got 'smell'"),
+        ("x", {"modality": "image"}, "must hold an autoencoder of diffusers in 'vae' .* got ''"),
         ("", {}, "prompt must not be empty"),
         ([], {}, "inputs must hold at least one string, got an empty list"),
         (3, {}, "inputs must be a string or a list of strings, got int"),

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from hf_unified_diffusion import UnifiedDiffusionConfig, UnifiedDiffusionModel
+from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.run_log import append_record, forget_after, read_records
@@ -26,14 +27,15 @@ def token_data(modality: str, text: str = "the cat sat on the mat; ", repeats: i
     return PackedTokens(tokens, np.zeros(len(tokens), dtype=np.uint32), modality, len(text) * repeats)
 
 
-def new_run(objective: ObjectiveConfig | None = None, micro_steps: int = 1, **changes) -> TrainingRun:
+def new_run(objective: ObjectiveConfig | None = None, micro_steps: int = 1, rows: int = 2, **changes) -> TrainingRun:
     """A run from scratch with dropout, so that every random state matters; one modality if the objective is causal."""
     set_seed(0)
     objective = objective or ObjectiveConfig()
     shape = {**TINY_SHAPE, "dropout": 0.1 if objective.canvas else 0.0, "cross_attention_every": 2}
     model = UnifiedDiffusionModel(UnifiedDiffusionConfig(vocab_size=258, mask_token_id=257, **shape)).train()
-    data = {name: token_data(name) for name in (("text", "code") if objective.canvas else ("text",))}
-    settings = RunSettings(**{"sequence_length": 24, "rows": 2, "ema_decay": 0.9, **changes})
+    names = ("text", "code") if objective.canvas else ("text",)
+    data = [TokenRows(token_data(name), rows, length=24) for name in names]
+    settings = RunSettings(ema_decay=0.9, **changes)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro_steps)
     return TrainingRun(accelerator, ScoreNetworkObjective(model, objective), data, tiny_tokenizer(), settings)
 
@@ -213,8 +215,7 @@ def test_the_rate_warms_up_in_a_line_and_falls_to_its_final_share():
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [
-        ({"sequence_length": 1}, "sequence_length must be at least 2, got 1"),
-        ({"rows": 0}, "rows must be at least 1, got 0"),
+        ({"loss_weights": {"text": -1.0}}, "loss_weights must be finite and 0 or more, got {'text': -1.0}"),
         ({"beta2": 1.0}, "beta2 must be in \\[0, 1\\), got 1.0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),

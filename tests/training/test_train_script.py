@@ -16,7 +16,7 @@ from tests.tiny import tiny_tokenizer
 from tests.training.tiny_training import TINY_SHAPE, write_shard
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TRAIN = EXAMPLES / "train_score_network.py"
+TRAIN = EXAMPLES / "train_unified.py"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_two_processes_train_one_model(main, inputs, tmp_path):
 
 
 def test_dropout_is_the_one_asked_for(main, inputs, tmp_path):
-    run = main(arguments(inputs, tmp_path / "run", "--dropout", "0.25", "--max_train_steps", "1"))
+    (run,) = main(arguments(inputs, tmp_path / "run", "--dropout", "0.25", "--max_train_steps", "1"))
     assert {layer.dropout.p for layer in run.model.shared_transformer.layers} == {0.25}
     assert UnifiedDiffusionModel.from_pretrained(tmp_path / "run" / "model").config.dropout == 0.25
 

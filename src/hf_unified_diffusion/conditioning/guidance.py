@@ -75,3 +75,20 @@ def beginning_with(denoiser: Denoiser, allowed: Bool[Tensor, "batch vocab"]) -> 
         return torch.cat([first, logits[:, 1:]], dim=1)
 
     return denoise
+
+
+def keeping(
+    denoiser: Denoiser, x_0: Float[Tensor, "batch length width"], known: Bool[Tensor, "batch length"]
+) -> Denoiser:
+    """The same denoiser, sure of the tokens that are known: each step then leads them along the line to their x_0.
+
+    Usage: `denoiser = keeping(guided(model, null_model, 3.0), x_0, known)  # inpainting`
+    """
+
+    def denoise(
+        x_t: Float[Tensor, "batch length width"], t: Float[Tensor, "batch"], condition: Condition | None = None
+    ) -> Float[Tensor, "batch length width"]:
+        clean = denoiser(x_t, t, condition).to(x_0.dtype)
+        return torch.where(known[..., None], x_0, clean)
+
+    return denoise

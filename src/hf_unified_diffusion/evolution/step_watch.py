@@ -23,9 +23,11 @@ class StepWatch:
 
     def callback_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's arguments for being watched; takes the caller's own names out of `options`."""
-        names = tuple(options.pop("callback_on_step_end_tensor_inputs", ("sample",)))
-        names = (*names, "logits") if self.measured and "logits" not in names else names
-        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
+        names = options.pop("callback_on_step_end_tensor_inputs", None)
+        if self.measured:
+            names = tuple(dict.fromkeys((*(names or ("sample",)), "logits")))
+        watched: dict[str, Any] = {"callback_on_step_end": self}
+        return watched if names is None else {**watched, "callback_on_step_end_tensor_inputs": names}
 
     def __call__(self, pipe: Any, index: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Called by the pipeline after each step."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from ..contracts import Condition, Segment
+from ..hub import CardFacts
 from ..quantization import num_weights
 from .attention_rule import ContextCache, TokenRoles, attention_dtype, plan_attention
 from .autoregressive import (
@@ -30,7 +32,7 @@ from .checkpoint_metadata import (
     write_metadata,
 )
 from .checks import check_labels, check_segments
-from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
+from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality, check_source
 from .control_pass import Control, ControlPass, check_controls
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import PreciseLinear, TimeEmbedding
@@ -67,6 +69,12 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         self.heads = nn.ModuleDict()
         for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
             self._build_modality(name, spec)
+        self.condition_projections = nn.ModuleDict(
+            {
+                name: PreciseLinear(width, config.condition_size)
+                for name, width in sorted(config.condition_sources.items())
+            }
+        )
         self.shared_transformer = SharedTransformer(config)
         self.checkpoint_facts: dict[str, Any] = {}  # of metadata.json: licence, training, supported modalities, ...
         self.post_init()
@@ -101,10 +109,34 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """As `ParquetWeightsMixin.save_pretrained`, and `metadata.json` beside, with what was loaded from one."""
+        """As `ParquetWeightsMixin.save_pretrained`, and `metadata.json` beside, with what was loaded from one.
+
+        The main process alone pushes (`push_to_hub=True`, see `PushMixin`).
+        """
+        kwargs["push_to_hub"] = kwargs.get("push_to_hub", False) and is_main_process
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):
             write_metadata(save_directory, checkpoint_metadata(self, **self.checkpoint_facts))
+
+    def card_facts(self) -> CardFacts:
+        """Of `metadata.json`: size, trained modalities, licence, source, and what `evaluation` holds."""
+        metadata = checkpoint_metadata(self, **self.checkpoint_facts)
+        facts, told = super().card_facts(), self.checkpoint_facts
+        numbers = {
+            **facts.numbers,
+            "share of parameters in the trunk": metadata["trunk_share"],
+            "trained modalities": metadata["supported_modalities"],
+            "optimizer steps": sum(stage["step"] for stage in told.get("training", {}).values()) or None,
+            **told.get("evaluation", {}),
+        }
+        return replace(
+            facts,
+            what="One diffusion transformer for text and code, and for every modality it has a head for.",
+            numbers=numbers,
+            license=told.get("license"),
+            base_model=told.get("base_model"),
+            tags=["masked-diffusion", "text-generation"],
+        )
 
     @classmethod
     def from_autoregressive(
@@ -174,7 +206,32 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         """
         if name in self.heads:
             raise ValueError(f"modality {name!r} exists; the model has {sorted(self.heads)}")
-        spec = {"kind": kind} if kind == "token" else {"kind": kind, "width": width}
+        self._start_modality(name, {"kind": kind} if kind == "token" else {"kind": kind, "width": width})
+
+    def resize_modality(self, name: str, width: int) -> None:
+        """Give a continuous modality that was not trained yet the width of its codec; a width it has is left alone.
+
+        Raises:
+            ValueError: the name is no continuous modality, the width is not positive, or the head is trained (it is no
+                longer zero) or quantized.
+
+        Usage: `model.resize_modality("image", 32)`
+        """
+        if name not in self.projections:
+            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
+        spec = {**self.config.modalities[name], "width": width}
+        check_modality(name, spec)
+        if spec == self.config.modalities[name]:
+            return
+        head = self.heads[name]
+        if not isinstance(head, ContinuousHead) or bool(head.weight.any() | head.bias.any()):
+            raise ValueError(
+                f"only an untrained modality can change its width, got {name!r} with a trained or quantized head of "
+                f"width {self.config.modalities[name]['width']}, and {width}"
+            )
+        self._start_modality(name, spec)
+
+    def _start_modality(self, name: str, spec: dict) -> None:
         check_modality(name, spec)
         self.config.modalities = {**self.config.modalities, name: spec}
         self._build_modality(name, spec)
@@ -183,6 +240,19 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             if name in part:
                 part[name].to(like.device, like.dtype).apply(self._init_weights)
         self.modality_embedding[name].data = self.modality_embedding[name].data.to(like)
+
+    def add_condition_source(self, name: str, width: int) -> None:
+        """Give the network a projection from features of `width` to condition tokens; nothing else changes.
+
+        Usage: `model.add_condition_source("memory", width=384)`; raises ValueError if the name is taken.
+        """
+        if name in self.condition_projections:
+            raise ValueError(f"the source {name!r} exists; the model has {sorted(self.condition_projections)}")
+        check_source(name, width)
+        self.config.condition_sources = {**self.config.condition_sources, name: width}
+        like = self.shared_transformer.norm.weight
+        projection = PreciseLinear(width, self.config.condition_size)
+        self.condition_projections[name] = projection.to(like.device, like.dtype).apply(self._init_weights)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
@@ -245,7 +315,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         x = torch.cat([self.embed(segment) for segment in ordered], dim=1)
         plan = plan_attention(roles, num_context, x.shape[1], cache).additive(attention_dtype(x))
         if condition is not None:
-            condition = Condition(condition.tokens.to(x.dtype), condition.mask)
+            condition = replace(condition, tokens=condition.tokens.to(x.dtype))
         control = None
         if controls:
             check_controls(controls, self.config, x.shape[0])

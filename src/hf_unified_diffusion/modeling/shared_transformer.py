@@ -147,6 +147,8 @@ class CrossAttention(nn.Module):
             y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for y in (self.q_proj(self.norm(x)), self.k_proj(condition.tokens), self.v_proj(condition.tokens))
         )
+        if condition.strength is not None:
+            value = value * condition.strength[:, None, :, None].to(value.dtype)
         present = condition.mask.any(dim=1)
         allowed = condition.mask | ~present[:, None]  # an empty row would give NaN
         attended = attend(query, key, value, allowed[:, None, None, :].expand(-1, 1, x.shape[1], -1))

@@ -4,26 +4,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..contracts import Condition, Segment
+from ..modeling.adapters import per_row
 from ..modeling.attention_rule import ContextCache
 from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 
 
 class ContextDenoiser:
-    """A denoiser of token canvases that remembers clean tokens.
+    """A denoiser of canvases that remembers clean tokens.
 
     Tokens given to `remember` wait for the next pass, which computes them and the canvas at once, so finishing a
     block costs no pass of its own. Later passes read them from the cache.
+
+    Args:
+        modality: of the canvases.
+        mask_token_id: of canvases of tokens, None for continuous ones.
+        context_modality: of the clean tokens; by default that of the canvases.
+        condition: what clean tokens and canvases attend to besides, in every pass; one row a row of the batch.
 
     Attributes:
         cache: keys and values of the context.
         controls: ControlNets at work, with their own keys and values of hint and context.
         num_passes: forward passes so far.
         next_logits: float (B, vocab), the causal prediction of the token after the context; None while there is none.
+        adapter_names: the LoRA adapter of each row, see `modeling.adapters.per_row`; None: those active for all.
 
     Usage:
         denoiser = ContextDenoiser(model, "text", mask_token_id)
@@ -32,20 +40,30 @@ class ContextDenoiser:
     """
 
     def __init__(
-        self, model: UnifiedDiffusionModel, modality: str, mask_token_id: int, controls: Sequence[Control] = ()
+        self,
+        model: UnifiedDiffusionModel,
+        modality: str,
+        mask_token_id: int | None = None,
+        context_modality: str | None = None,
+        controls: Sequence[Control] = (),
+        condition: Condition | None = None,
     ):
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
-        self.controls = tuple(controls)
+        self.context_modality = modality if context_modality is None else context_modality
+        self.controls, self.condition = tuple(controls), condition
         self.cache = ContextCache()
         self.num_passes = 0
+        self.adapter_names: list[str] | None = None
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
         self._waiting: Segment | None = None
-        self._positions: Float[Tensor, "batch length"] | None = None
+        self._positions: Float[Tensor, "batch length *axes"] | None = None
         self._real: Bool[Tensor, "batch length"] | None = None
 
     def under(self, control: Control) -> "ContextDenoiser":
         """A denoiser of the same kind, without context yet, under one more ControlNet; see `conditioning.control`."""
-        return ContextDenoiser(self.model, self.modality, self.mask_token_id, (*self.controls, control))
+        controls = (*self.controls, control)
+        kind = (self.modality, self.mask_token_id, self.context_modality)
+        return ContextDenoiser(self.model, *kind, controls, self.condition)
 
     def remember(
         self,
@@ -54,31 +72,38 @@ class ContextDenoiser:
         positions: Float[Tensor, "batch length"] | None = None,
     ) -> None:
         """Let clean tokens join the context with the next pass; `mask` is False at padding."""
-        self._waiting = Segment(self.modality, ids, positions=positions, mask=mask)
+        self._waiting = Segment(self.context_modality, ids, positions=positions, mask=mask)
 
     def place(
-        self, positions: Float[Tensor, "batch length"] | None = None, real: Bool[Tensor, "batch length"] | None = None
+        self,
+        positions: Float[Tensor, "batch length *axes"] | None = None,
+        real: Bool[Tensor, "batch length"] | None = None,
     ) -> None:
         """Where the canvases to come are, and which of their tokens are real; by default they follow the context."""
         self._positions, self._real = positions, real
 
     def __call__(
-        self, x_t: Int[Tensor, "batch length"], t: Float[Tensor, "batch"], condition: Condition | None = None
-    ) -> Float[Tensor, "batch length vocab"]:
-        """Logits of the clean tokens; the network is told each row's own share of masks, as in training, not t."""
-        masked = x_t == self.mask_token_id
-        if self._real is None:
-            time = masked.float().mean(dim=1)
-        else:
-            time = (masked & self._real).sum(dim=1) / self._real.sum(dim=1).clamp_min(1)
+        self, x_t: Shaped[Tensor, "batch length *width"], t: Float[Tensor, "batch"], condition: Condition | None = None
+    ) -> Float[Tensor, "batch length out"]:
+        """The clean sample, logits for tokens; for these the network is told the share of masks, as in training."""
+        time = t if self.mask_token_id is None else self._share_of_masks(x_t)
         canvas = Segment(self.modality, x_t, time=time, positions=self._positions, mask=self._real)
         return self._forward([canvas], condition)[-1]
+
+    def _share_of_masks(self, x_t: Int[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
+        masked = x_t == self.mask_token_id
+        if self._real is None:
+            return masked.float().mean(dim=1)
+        return (masked & self._real).sum(dim=1) / self._real.sum(dim=1).clamp_min(1)
 
     def keep_rows(self, rows: Int[Tensor, "rows"]) -> None:
         """Go on with some rows of the batch only."""
         self.cache = self.cache.select(rows)
         self.controls = tuple(control.select(rows) for control in self.controls)
+        self.condition = None if self.condition is None else self.condition.select(rows)
         self.next_logits = None if self.next_logits is None else self.next_logits[rows]
+        if self.adapter_names is not None:
+            self.adapter_names = [self.adapter_names[row] for row in rows.tolist()]
 
     def forget(self, count: Int[Tensor, "batch"]) -> None:
         """Take each row's last `count` tokens back out of the context."""
@@ -94,14 +119,11 @@ class ContextDenoiser:
 
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, None
+        condition = self.condition if condition is None else condition
         segments = canvases if waiting is None else [waiting, *canvases]
-        output = self.model(
-            segments=segments,
-            condition=condition,
-            cache=self.cache,
-            use_cache=waiting is not None,
-            controls=self.controls,
-        )
+        options = {"condition": condition, "cache": self.cache, "controls": self.controls}
+        with per_row(self.model, self.adapter_names):
+            output = self.model(segments=segments, use_cache=waiting is not None, **options)
         self.num_passes += 1
         if waiting is not None:
             self.next_logits = last_real(output.predictions[0], waiting.mask)

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from diffusers.utils import BaseOutput
-from jaxtyping import Int
+from jaxtyping import Float, Float32, Int
+from PIL.Image import Image
 from torch import Tensor
 
 
@@ -28,3 +30,17 @@ class UnifiedDiffusionTextPipelineOutput(BaseOutput):
     finished: list[bool] | None = None
     num_forward_passes: int = 0
     acceptance_rate: float | None = None
+
+
+@dataclass
+class UnifiedDiffusionImagePipelineOutput(BaseOutput):
+    """What the image pipeline returns, one entry per row.
+
+    Attributes:
+        images: pictures of Pillow; for "np" float32 (B, height, width, 3) and for "pt" (B, 3, height, width), both in
+            [0, 1]; for "latent" tokens, float32 (B, tokens, width).
+        num_forward_passes: passes through the network, those for guidance included.
+    """
+
+    images: list[Image] | Float32[np.ndarray, "batch height width 3"] | Float[Tensor, "batch ..."]
+    num_forward_passes: int = 0

@@ -14,15 +14,17 @@ from transformers.generation.streamers import BaseStreamer
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.guidance import guided, without_tokens
 from ..conditioning.schema_constraint import SchemaConstraint
-from ..contracts import Denoiser
+from ..contracts import Condition, Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .canvas_filling import CanvasFiller
-from .checkpoints import EMBEDDED_CHECKPOINT, is_model_folder, load_parts
+from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_parts
 from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
 from .control_inputs import ControlInput, gather_controls
+from .lora import LoraMixin, row_adapters
+from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
 from .step_hooks import Callback, step_hook, tensor_names
 from .text_inputs import (
@@ -33,6 +35,7 @@ from .text_inputs import (
     check_room,
     gather_rows,
     given_constraint,
+    matched_condition,
     row_generators,
     stop_strings,
 )
@@ -40,7 +43,7 @@ from .text_rows import EndRule, RowWriter, stop_at
 from .text_writing import CheckedWriting, place_between, remember_rows, write_blocks, write_canvas
 
 
-class UnifiedDiffusionTextPipeline(DiffusionPipeline):
+class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeline):
     """Writes text with a `UnifiedDiffusionModel`.
 
     Args:
@@ -85,12 +88,13 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder or a name on the Hub.
-            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`.
+            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`,
+                `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Usage: `UnifiedDiffusionTextPipeline.from_pretrained()`
         """
         path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if is_model_folder(path):
+        if is_model_checkpoint(path, **hub_options(kwargs)):
             return cls(*load_parts(path, **kwargs))
         return super().from_pretrained(path, **kwargs)
 
@@ -115,6 +119,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         ordering: str | None = None,
         entropy_bound: float | None = None,
         canvas: Int[Tensor, "batch length"] | None = None,
+        condition: Condition | None = None,
         check_drafts: bool = False,
         constraint: SchemaConstraint | None = None,
         json_schema: Mapping[str, Any] | bool | str | None = None,
@@ -129,6 +134,7 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         end_rules: Sequence[EndRule] = (),
         at_bound: EndRule | None = None,
         num_return_sequences: int = 1,
+        adapter_names: Sequence[str | None] | None = None,
         seed: int | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
@@ -155,6 +161,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
                 `MaskedDiffusionScheduler`.
             canvas: int64 (1 or B, n) token ids after the prompt; only its mask tokens are filled. Sets
                 `max_new_tokens`.
+            condition: what the network attends to besides, a memory say; 1 row or as many as the prompts. Guidance
+                strengthens it too.
             check_drafts: let the causal path check every drafted block and keep what it would have written itself: text
                 distributed as the autoregressive model's, at that temperature. Each draft takes the passes of one
                 block, and there are as many drafts as it needs.
@@ -174,6 +182,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             at_bound: such a function for a text that reached `max_new_tokens`, asked once; None keeps all. A streamer
                 has seen the rest by then.
             num_return_sequences: texts per prompt, one after the other.
+            adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
+                those of `set_adapters`.
             seed: at least 0; row i always draws the same numbers from a seed.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, t, tensors) and returns the tensors, `sample` possibly changed.
@@ -214,6 +224,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         codec = TextCodec(self.tokenizer)
         heal = constraint is None
         rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal)
+        condition = matched_condition(condition, len(rows), num_return_sequences)
+        row_names = row_adapters(self.transformer, adapter_names, len(rows), num_return_sequences)
         check_room(rows, options.largest_context, config.max_position_embeddings)
         if streamer is not None and len(rows) > 1:
             raise ValueError(f"a streamer takes one row, got {len(rows)}")
@@ -233,7 +245,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
-            passes, acceptance_rate = self._write(rows, options, filler, writer, controls, device)
+            steering = (controls, condition, row_names)
+            passes, acceptance_rate = self._write(rows, options, filler, writer, steering, device)
             writer.close()
         if streamer is not None:
             if rows.suffix_ids[0]:
@@ -268,12 +281,13 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         options: TextOptions,
         filler: CanvasFiller,
         writer: RowWriter,
-        controls: Sequence[ControlInput],
+        steering: tuple[Sequence[ControlInput], Condition | None, list[str] | None],
         device: torch.device,
     ) -> tuple[int, float | None]:
         """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
-        contexts = [ContextDenoiser(self.transformer, self.modality, mask)]
+        controls, condition, adapter_names = steering
+        contexts = [ContextDenoiser(self.transformer, self.modality, mask, condition=condition)]
         for control in controls:
             contexts[0] = control.apply(contexts[0])
         denoiser: Denoiser = contexts[0]
@@ -281,6 +295,8 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             contexts.append(ContextDenoiser(self.transformer, self.modality, mask))
             remember_rows(contexts[1], rows.negative_ids, pad, device)
             denoiser = guided(contexts[0], contexts[1], options.guidance_scale)
+        for context in contexts:
+            context.adapter_names = adapter_names
         opening = allowed_openings(rows, writer.codec, self.transformer.config.vocab_size, device)
         acceptance_rate = None
         if options.fixed_length:

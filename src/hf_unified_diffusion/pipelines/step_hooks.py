@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers.generation.streamers import BaseStreamer
 
 from .canvas_filling import OnStep
+from .diffusion_core import AfterStep
 
 # (pipe, step, t, tensors) -> tensors; diffusers' PipelineCallback is one
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -26,6 +27,25 @@ def tensor_names(pipe: DiffusionPipeline, callback: Callback | None, names: Sequ
     return names
 
 
+def told(
+    pipe: DiffusionPipeline,
+    callback: Callback,
+    names: Sequence[str],
+    step: int,
+    t: Tensor,
+    tensors: dict[str, Tensor],
+) -> Tensor:
+    """Call a callback with the tensors it asked for; gives the first tensor, the sample, as the callback left it."""
+    name, sample = next(iter(tensors.items()))
+    changed = callback(pipe, step, t, {wanted: tensors[wanted] for wanted in names}).get(name, sample)
+    if changed.shape != sample.shape or changed.dtype != sample.dtype:
+        raise ValueError(
+            f"a callback's {name} must stay {sample.dtype} {tuple(sample.shape)}, "
+            f"got {changed.dtype} {tuple(changed.shape)}"
+        )
+    return changed
+
+
 def step_hook(
     pipe: DiffusionPipeline,
     callback: Callback | None,
@@ -38,14 +58,7 @@ def step_hook(
 
     def on_step(step: int, t: Tensor, canvas: Tensor, logits: Tensor) -> tuple[Tensor, bool]:
         if callback is not None:
-            known = {"sample": canvas, "logits": logits}
-            changed = callback(pipe, step, t, {name: known[name] for name in names}).get("sample", canvas)
-            if changed.shape != canvas.shape or changed.dtype != canvas.dtype:
-                raise ValueError(
-                    f"a callback's sample must stay {canvas.dtype} {tuple(canvas.shape)}, "
-                    f"got {changed.dtype} {tuple(changed.shape)}"
-                )
-            canvas = changed
+            canvas = told(pipe, callback, names, step, t, {"sample": canvas, "logits": logits})
         if put_draft is not None:
             put_draft(canvas.cpu())
         progress.total = max(progress.total, step + 1)  # checked drafts take as many steps as they need
@@ -53,3 +66,20 @@ def step_hook(
         return canvas, not pipe.interrupt
 
     return on_step
+
+
+def image_step_hook(
+    pipe: DiffusionPipeline, callback: Callback | None, names: Sequence[str], timesteps: Tensor, progress: tqdm
+) -> AfterStep:
+    """The hook of one call that draws; `timesteps` are the scheduler's own, which a callback is told."""
+    remaining = enumerate(timesteps)
+
+    def after_step(t: Tensor, latents: Tensor, clean: Tensor) -> tuple[Tensor, bool]:
+        step, timestep = next(remaining)
+        if callback is not None:
+            tensors = {"latents": latents, "clean_latents": clean}
+            latents = told(pipe, callback, names, step, timestep, tensors)
+        progress.update()
+        return latents, not pipe.interrupt
+
+    return after_step

@@ -6,7 +6,16 @@ from .masked import Masked
 from .noise_scheduler import NoiseScheduler
 from .randomness import spawn_generators
 from .schedules import COSINE, LINEAR, LOG_LINEAR, SCHEDULES, Schedule, differentiated, find_schedule, tabulated
-from .times import WARPS, antithetic_times, complementary_masks, complementary_times, find_warp, shifted, time_grid
+from .times import (
+    WARPS,
+    antithetic_times,
+    complementary_masks,
+    complementary_times,
+    find_warp,
+    logit_normal_times,
+    shifted,
+    time_grid,
+)
 
 __all__ = [
     "COSINE",
@@ -26,6 +35,7 @@ __all__ = [
     "find_schedule",
     "find_warp",
     "gumbel_argmax",
+    "logit_normal_times",
     "shape_logits",
     "shifted",
     "spawn_generators",

@@ -98,6 +98,24 @@ def antithetic_times(
     return (low + (high - low) * u)[rank::world_size].float()
 
 
+def logit_normal_times(
+    count: int, generator: Generator, mean: float = 0.0, std: float = 1.0, warp: Warp = _uniform
+) -> Float[Tensor, "count"]:
+    """Times whose logits are normal, then warped; one in each of `count` parts of equal probability, shuffled, float32.
+
+    The middle of the way, where the network has most to learn, is seen most (arXiv:2403.03206, section 3.1).
+
+    Raises:
+        ValueError: for a count below 1 or a std that is not positive.
+
+    Usage: `t = logit_normal_times(len(x_0), generator, warp=shifted(2.0))`
+    """
+    if not std > 0:
+        raise ValueError(f"std must be positive, got {std}")
+    u = antithetic_times(count, generator).double()
+    return warp(torch.sigmoid(mean + std * torch.special.ndtri(u))).float()
+
+
 def complementary_times(t: Float[Tensor, "..."], schedule: Schedule) -> Float[Tensor, "..."]:
     """The times at which as many tokens survive as are hidden at t: noise(t') = 1 - noise(t).
 

@@ -81,9 +81,9 @@ def run_client(command: list[str], folder: Path, label: str) -> Path:
     files = list(folder.iterdir())
     if result.returncode != 0 or len(files) != 1:
         raise FetchError(
-            f"{label} could not be fetched by {Path(command[0]).name!r} (a Debian version is found once "
-            f"'apt-get update' was run; one no longer served is pinned anew by examples/pin_package.py; --sources builds "
-            f"without it):\n{result.stderr.strip()[-2000:]}"
+            f"{label} could not be fetched by {Path(command[0]).name!r} (run 'apt-get update' for a Debian package; "
+            f"a version no longer served is pinned anew by examples/pin_package.py; --sources builds without it):\n"
+            f"{result.stderr.strip()[-2000:]}"
         )
     return files[0]
 

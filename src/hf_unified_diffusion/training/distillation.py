@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from ..contracts import Segment
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .flow_layout import FlowTarget
 from .layouts import IGNORED_LABEL, Target
-from .objective import ObjectiveConfig, summed_losses
+from .objective import Losses, ObjectiveConfig, add_flow_error, summed_losses
 
 LEAST_LOGIT = -1e4  # of the mask token, which neither network may predict: infinities have no difference
 
 
 class DistillationObjective(nn.Module):
     """KL(teacher || model) on the tokens that `ScoreNetworkObjective` would learn from, by the same weights.
+
+    Of latents, the squared distance from the teacher's x_0.
 
     Usage: `losses = DistillationObjective(model, copy.deepcopy(model), ObjectiveConfig())(parts)`
     """
@@ -26,22 +29,34 @@ class DistillationObjective(nn.Module):
         self.model, self.config = model, config
         self.teacher = teacher.requires_grad_(False).eval()
 
-    def forward(self, parts: Sequence[tuple[Segment, Target]]) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, parts: Sequence[tuple[Segment, Target | FlowTarget]]) -> dict[str, Float[Tensor, ""]]:
         """The loss and its parts, as those of `ScoreNetworkObjective`, in nats of divergence."""
         segments = [segment for segment, _ in parts]
         hidden, _ = self.model.features(segments)
         with torch.no_grad():
             wanted, _ = self.teacher.features(segments)
-        losses: dict[str, list[tuple[Tensor, Tensor, int]]] = {"causal": [], "canvas": []}
+        losses: Losses = {}
         for features, wanted_features, (segment, target) in zip(hidden, wanted, parts, strict=True):
-            asked = target.labels != IGNORED_LABEL
-            with torch.no_grad():
-                taught = log_probabilities(self.teacher, wanted_features[asked], segment.modality)
-            learned = log_probabilities(self.model, features[asked], segment.modality)
-            nats = F.kl_div(learned, taught, reduction="none", log_target=True).sum(dim=-1)
-            weight = target.weight[asked].clamp(max=self.config.max_weight)
-            losses["causal" if segment.is_context else "canvas"].append((nats, weight, target.labels.numel()))
+            if isinstance(target, FlowTarget):
+                with torch.no_grad():
+                    taught = self.teacher.decode(wanted_features, segment.modality).float()
+                add_flow_error(losses, self.model.decode(features, segment.modality), taught, segment, target)
+            else:
+                nats, weight = self.divergence(features, wanted_features, segment.modality, target)
+                kind = "causal" if segment.is_context else "canvas"
+                losses.setdefault(kind, []).append((nats, weight, target.labels.numel()))
         return summed_losses(losses, self.config)
+
+    def divergence(
+        self, features: Tensor, wanted_features: Tensor, modality: str, target: Target
+    ) -> tuple[Tensor, Tensor]:
+        """KL divergence and weight of the labelled tokens."""
+        asked = target.labels != IGNORED_LABEL
+        with torch.no_grad():
+            taught = log_probabilities(self.teacher, wanted_features[asked], modality)
+        learned = log_probabilities(self.model, features[asked], modality)
+        nats = F.kl_div(learned, taught, reduction="none", log_target=True).sum(dim=-1)
+        return nats, target.weight[asked].clamp(max=self.config.max_weight)
 
 
 def log_probabilities(

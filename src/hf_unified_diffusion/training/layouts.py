@@ -26,6 +26,11 @@ class TokenBatch:
     documents: Int[Tensor, "batch length"]
     modality: str
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in it."""
+        return self.tokens.numel()
+
 
 @dataclass(frozen=True)
 class Target:

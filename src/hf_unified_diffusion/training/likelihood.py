@@ -154,7 +154,7 @@ def unmasking_nats(model: UnifiedDiffusionModel, batch: TokenBatch, block_length
     leftward = -torch.arange(length).float().expand_as(batch.tokens)
     while hidden.any():
         time = hidden_share(hidden, block_length)
-        canvas, _ = canvas_of(batch, 0, length, block_length, hidden, time, mask_token_id, 0, reach)
+        canvas, _ = canvas_of(batch, torch.arange(length), block_length, hidden, time, mask_token_id, 0, reach)
         asked = first_of_each_block(leftward, block_length, hidden) if order == "left_to_right" else hidden
         log_probs = log_probabilities(model, canvas, asked, cache)
         nats = F.nll_loss(log_probs, batch.tokens[asked].to(log_probs.device), reduction="none")
@@ -186,7 +186,9 @@ def random_order_nats(model: UnifiedDiffusionModel, batch: TokenBatch, block_len
         if not hidden.any():
             continue
         time = hidden_share(hidden, size)
-        canvas, _ = canvas_of(batch, 0, length, block_length, hidden, time, model.config.mask_token_id, 0, reach)
+        canvas, _ = canvas_of(
+            batch, torch.arange(length), block_length, hidden, time, model.config.mask_token_id, 0, reach
+        )
         log_probs = log_probabilities(model, canvas, hidden, cache)
         chosen = log_probs.gather(1, batch.tokens[hidden].to(log_probs.device)[:, None])[:, 0]
         steps = in_blocks(scattered(chosen, hidden, -math.inf), size).double()

@@ -1,7 +1,7 @@
-"""What training minimises: the canvas' NELBO, and the causal path's next-token loss beside it."""
+"""What training minimises: the canvas' NELBO, the causal path's next-token loss beside it, and the flow's error."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,11 @@ from torch import Generator, Tensor, nn
 from ..contracts import Segment
 from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .flow_layout import FLOW, FlowConfig, FlowTarget, latent_layout
+from .latent_data import LatentBatch
 from .layouts import IGNORED_LABEL, Target, TokenBatch, block_layout, infill_layout, next_token_target
+
+Losses = dict[str, list[tuple[Tensor, Tensor, int]]]  # by kind of segment: losses, their weights, tokens
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class ObjectiveConfig:
             one length, log-uniform, as leave half of it given.
         complementary: a second canvas that hides what the first shows.
         max_weight: clips n / k, the weight of a hidden token; the rarest hidden tokens else dominate the gradient.
+        flow: of continuous modalities.
     """
 
     causal_weight: float = 0.3
@@ -36,6 +41,7 @@ class ObjectiveConfig:
     infill_lengths: tuple[int, int] = (4, 64)
     complementary: bool = True
     max_weight: float = 8.0
+    flow: FlowConfig = field(default_factory=FlowConfig)
 
     def __post_init__(self):
         low, high = self.infill_lengths
@@ -60,9 +66,11 @@ class ObjectiveConfig:
 
 
 def layout_for(
-    batch: TokenBatch, config: ObjectiveConfig, mask_token_id: int, progress: float, generator: Generator
-) -> list[tuple[Segment, Target]]:
-    """Draw the step's layout: context only, a gap to fill, or blocks."""
+    batch: TokenBatch | LatentBatch, config: ObjectiveConfig, mask_token_id: int, progress: float, generator: Generator
+) -> Sequence[tuple[Segment, Target | FlowTarget]]:
+    """Draw the step's layout: context only, a gap to fill, or blocks; for latents, a noisy canvas after its caption."""
+    if isinstance(batch, LatentBatch):
+        return latent_layout(batch, config.flow, generator)
     length = batch.tokens.shape[1]
     if not config.canvas:
         context = Segment(batch.modality, batch.tokens, document=batch.documents)
@@ -95,14 +103,23 @@ class ScoreNetworkObjective(nn.Module):
         self.model, self.config = model, config
 
     def forward(
-        self, parts: Sequence[tuple[Segment, Target]], controls: Sequence[Control] = ()
+        self, parts: Sequence[tuple[Segment, Target | FlowTarget]], controls: Sequence[Control] = ()
     ) -> dict[str, Float[Tensor, ""]]:
-        """The loss, and its parts in nats per token: `causal`, `canvas` (weights clipped) and `hidden` (unweighted)."""
+        """The loss and its parts.
+
+        In nats per token: `causal`, `canvas` (weights clipped) and `hidden` (unweighted). For latents: `flow` (weighted
+        as the configuration says) and `clean` (the squared error of x_0).
+        """
         hidden, _ = self.model.features([segment for segment, _ in parts], controls=controls)
-        losses: dict[str, list[tuple[Tensor, Tensor, int]]] = {"causal": [], "canvas": []}
+        losses: Losses = {}
         for features, (segment, target) in zip(hidden, parts, strict=True):
-            nats, weight = self.nats(features, segment.modality, target)
-            losses["causal" if segment.is_context else "canvas"].append((nats, weight, target.labels.numel()))
+            if isinstance(target, FlowTarget):
+                clean = self.model.decode(features, segment.modality)
+                add_flow_error(losses, clean, target.x_0, segment, target)
+            else:
+                nats, weight = self.nats(features, segment.modality, target)
+                kind = "causal" if segment.is_context else "canvas"
+                losses.setdefault(kind, []).append((nats, weight, target.labels.numel()))
         return summed_losses(losses, self.config)
 
     def nats(self, features: Tensor, modality: str, target: Target) -> tuple[Tensor, Tensor]:
@@ -113,18 +130,26 @@ class ScoreNetworkObjective(nn.Module):
         return nats, target.weight[asked].clamp(max=self.config.max_weight)
 
 
-def summed_losses(
-    losses: dict[str, list[tuple[Tensor, Tensor, int]]], config: ObjectiveConfig
-) -> dict[str, Float[Tensor, ""]]:
-    """The loss and its parts, from (nats, weights, tokens) of the "causal" and of the "canvas" segments."""
-    values = {}
-    if losses["causal"] and (len(losses["causal"][0][0]) > 0):
+def add_flow_error(losses: Losses, clean: Tensor, wanted: Tensor, segment: Segment, target: FlowTarget) -> None:
+    """Put the squared errors of a continuous canvas, one a sample, with its weights among the losses."""
+    errors = FLOW.loss(clean.float(), wanted, segment.values, segment.time)
+    losses.setdefault("flow", []).append((errors, target.weight, len(errors)))
+
+
+def summed_losses(losses: Losses, config: ObjectiveConfig) -> dict[str, Float[Tensor, ""]]:
+    """The loss and its parts, from what segments of the kinds "causal", "canvas" and "flow" gave."""
+    values, causal_weight = {}, config.causal_weight if config.canvas else 1.0
+    if "causal" in losses and len(losses["causal"][0][0]) > 0:
         nats, _, _ = losses["causal"][0]
         values["causal"] = nats.mean()
-    if losses["canvas"]:
+    if "canvas" in losses:
         total = sum(count for _, _, count in losses["canvas"])
         values["canvas"] = torch.stack([(n * w).sum() for n, w, _ in losses["canvas"]]).sum() / total
         values["hidden"] = torch.cat([n for n, _, _ in losses["canvas"]]).mean().detach()
-    causal_weight = config.causal_weight if config.canvas else 1.0
-    values["loss"] = values.get("canvas", 0.0) + causal_weight * values.get("causal", 0.0)
+    if "flow" in losses:
+        ((errors, weight, _),) = losses["flow"]
+        values["flow"], values["clean"] = (errors * weight).mean(), errors.mean().detach()
+        causal_weight = config.flow.caption_weight
+    ways = values.get("canvas", 0.0) + values.get("flow", 0.0)
+    values["loss"] = ways + causal_weight * values.get("causal", 0.0)
     return values

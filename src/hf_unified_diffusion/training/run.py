@@ -5,9 +5,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -21,10 +22,11 @@ from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig
 from ..quantization.integer import Codes
 from .distillation import DistillationObjective
+from .latent_data import LatentBatch
 from .layouts import TokenBatch
+from .mixture import MicroBatches, check_shares, turn_of
 from .objective import ScoreNetworkObjective, layout_for
 from .quantization_aware import RoundedWeights
-from .token_data import PackedTokens, starts_for
 
 SAVED = ("model", "state")
 ROUNDED = "rounded.pt"  # absent where the run was not quantization-aware when it was saved
@@ -35,30 +37,34 @@ class RunSettings:
     """How a run steps. Micro-batches of a step are the accelerator's `gradient_accumulation_steps`.
 
     Attributes:
-        sequence_length: tokens of a row.
-        rows: rows of a micro-batch, in each process.
         seed: decides the order of the data and the noise.
         weight_decay, beta2: of AdamW; vectors are not decayed.
         max_grad_norm: gradients are scaled down to this norm.
         ema_decay: of the moving average of the weights, at most; it starts lower.
+        shares: of how many micro-batches of a round each modality has; none: they take turns.
+        loss_weights: factors on the losses of modalities, 1 where none is given.
+        train_only: patterns of parameter names ("heads.image*"); all others are frozen. None given: all train.
     """
 
-    sequence_length: int = 256
-    rows: int = 4
     seed: int = 0
     weight_decay: float = 0.1
     beta2: float = 0.98
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
+    shares: Mapping[str, int] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    train_only: tuple[str, ...] = ()
 
     def __post_init__(self):
         rules = [
-            (self.sequence_length >= 2, f"sequence_length must be at least 2, got {self.sequence_length}"),
-            (self.rows >= 1, f"rows must be at least 1, got {self.rows}"),
             (self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}"),
             (0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}"),
             (self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}"),
             (0 <= self.ema_decay <= 1, f"ema_decay must be in [0, 1], got {self.ema_decay}"),
+            (
+                all(0 <= weight < math.inf for weight in self.loss_weights.values()),
+                f"loss_weights must be finite and 0 or more, got {dict(self.loss_weights)}",
+            ),
         ]
         for holds, rule in rules:
             if not holds:
@@ -90,8 +96,14 @@ class LearningRate:
         return self.peak * warm * (self.final_share + (1 - self.final_share) * cosine)
 
 
-def trainable_parameters(model: UnifiedDiffusionModel, modalities: list[str]) -> list[nn.Parameter]:
-    """Freeze what no batch of these modalities reaches, and return the rest."""
+def trainable_parameters(
+    model: UnifiedDiffusionModel, modalities: list[str], train_only: Sequence[str] = ()
+) -> list[nn.Parameter]:
+    """Freeze what no batch of these modalities reaches and what `train_only` does not name, and return the rest.
+
+    Raises:
+        ValueError: a pattern that names nothing that could train.
+    """
     frozen = [model.time_embedding.target_time, model.time_embedding.guidance]
     frozen += [layer.cross_attn for layer in model.shared_transformer.layers if layer.cross_attn is not None]
     for name in set(model.heads) - set(modalities):
@@ -99,7 +111,13 @@ def trainable_parameters(model: UnifiedDiffusionModel, modalities: list[str]) ->
         model.modality_embedding[name].requires_grad_(False)
     for part in frozen:
         part.requires_grad_(False)
-    return [p for p in model.parameters() if p.requires_grad]
+    reached = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    idle = [pattern for pattern in train_only if not any(fnmatchcase(name, pattern) for name in reached)]
+    if idle:
+        raise ValueError(f"train_only must name parameters that {modalities} reach, got {idle}")
+    for name, parameter in reached.items():
+        parameter.requires_grad_(not train_only or any(fnmatchcase(name, pattern) for pattern in train_only))
+    return [parameter for parameter in reached.values() if parameter.requires_grad]
 
 
 def adamw(parameters: list[nn.Parameter], weight_decay: float, beta2: float) -> torch.optim.Optimizer:
@@ -123,6 +141,11 @@ def finish_saving(folder: Path) -> None:
     complete.rmdir()
 
 
+def was_saved(folder: Path) -> bool:
+    """Whether a run can go on from there."""
+    return any((folder / part / "state" / "progress.json").exists() for part in ("", "complete"))
+
+
 def remove(folder: Path) -> None:
     """Delete a folder, if it is there."""
     if folder.exists():
@@ -133,10 +156,12 @@ class TrainingRun:
     """Model, optimizer, moving average and data of a run; each step is a function of its number.
 
     With `quantization` the network computes with rounded weights, that start from `codes` if these are given (see
-    `RoundedWeights`); what is saved stays dense.
+    `RoundedWeights`); what is saved stays dense. `save_model` writes what is to be kept of the model, an adapter for
+    instance; all of it by default.
 
     Usage:
-        run = TrainingRun(accelerator, ScoreNetworkObjective(model, config), data, tokenizer, RunSettings(rows=8))
+        data = [TokenRows(packed, rows=8), CaptionedLatents(shards, tokenizer)]
+        run = TrainingRun(accelerator, ScoreNetworkObjective(model, config), data, tokenizer, RunSettings())
         while run.progress.step < 1000:
             record = run.step(rate, run.progress.step / 1000)
     """
@@ -145,15 +170,19 @@ class TrainingRun:
         self,
         accelerator: Accelerator,
         objective: ScoreNetworkObjective | DistillationObjective,
-        data: dict[str, PackedTokens],
+        data: Sequence[MicroBatches],
         tokenizer: PreTrainedTokenizerFast,
         settings: RunSettings,
         quantization: ArrowQuantConfig | None = None,
         codes: Mapping[str, Codes] | None = None,
+        save_model: Callable[[UnifiedDiffusionModel, Path], None] = UnifiedDiffusionModel.save_pretrained,
     ):
-        self.accelerator, self.data, self.tokenizer, self.settings = accelerator, data, tokenizer, settings
-        self.config, self.model = objective.config, objective.model
-        self.parameters = trainable_parameters(objective.model, list(data))
+        self.accelerator, self.tokenizer, self.settings = accelerator, tokenizer, settings
+        self.data = {source.modality: source for source in data}
+        self.shares = dict(settings.shares) or dict.fromkeys(self.data, 1)
+        check_shares(self.shares, list(self.data))
+        self.config, self.model, self.save_model = objective.config, objective.model, save_model
+        self.parameters = trainable_parameters(objective.model, list(self.data), settings.train_only)
         optimizer = adamw(self.parameters, settings.weight_decay, settings.beta2)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.rounded = None if quantization is None else RoundedWeights(self.model, quantization, codes=codes)
@@ -163,15 +192,11 @@ class TrainingRun:
         if self.rounded is not None:
             accelerator.register_for_checkpointing(self.rounded)
 
-    def batch(self, index: int) -> TokenBatch:
-        """The rows of micro-step `index`; modalities take turns, so that a batch is of one."""
-        names, settings = list(self.data), self.settings
-        packed, turn = self.data[names[index % len(names)]], index // len(names)
+    def batch(self, index: int) -> TokenBatch | LatentBatch:
+        """Micro-batch `index`, of one modality."""
+        name, turn = turn_of(index, self.shares)
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        starts = starts_for(
-            packed, settings.sequence_length, settings.rows, turn, settings.seed, process, num_processes=processes
-        )
-        return packed.rows(starts, settings.sequence_length)
+        return self.data[name].batch(turn, self.settings.seed, process, processes)
 
     def micro_step(self, index: int, progress: float) -> dict[str, float]:
         """Forward and backward of one micro-batch."""
@@ -181,9 +206,9 @@ class TrainingRun:
         parts = layout_for(batch, self.config, self.tokenizer.mask_token_id, progress, generator)
         with nullcontext() if self.rounded is None else self.rounded.in_place():
             losses = self.objective([(s.to(accelerator.device), t.to(accelerator.device)) for s, t in parts])
-            accelerator.backward(losses["loss"])
-        self.progress.tokens += batch.tokens.numel() * accelerator.num_processes
-        self.progress.positions += sum(s.values.numel() for s, _ in parts) * accelerator.num_processes
+            accelerator.backward(losses["loss"] * self.settings.loss_weights.get(batch.modality, 1.0))
+        self.progress.tokens += batch.num_tokens * accelerator.num_processes
+        self.progress.positions += sum(s.values.shape[:2].numel() for s, _ in parts) * accelerator.num_processes
         return {f"{batch.modality}/{name}": value.detach().item() for name, value in losses.items()}
 
     def step(self, rate: LearningRate, progress: float) -> dict[str, float]:
@@ -238,7 +263,7 @@ class TrainingRun:
             finish_saving(folder)
             remove(partial)
             with self.averaged() as model:
-                model.save_pretrained(partial / "model")
+                self.save_model(model, partial / "model")
             self.tokenizer.save_pretrained(partial / "model")
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial / "state"))
@@ -260,7 +285,7 @@ class TrainingRun:
             finish_saving(folder)
         self.accelerator.wait_for_everyone()
         state = folder / "state"
-        if not (state / "progress.json").exists():
+        if not was_saved(folder):
             raise ValueError(f"a run to resume must have been saved, got no {state / 'progress.json'}")
         self.accelerator.load_state(str(state))
         averages = torch.load(state / "ema.pt", weights_only=True, map_location=self.accelerator.device)

@@ -1,0 +1,181 @@
+"""Train the score network: text, code, and latents with captions, from an autoregressive checkpoint or from scratch.
+
+    python examples/train_unified.py --initial_model SmolLM2-folder --from_autoregressive true \
+        --tokenizer tokenizer-folder --output_dir runs/edge --max_train_steps 2000
+    python examples/train_unified.py --configuration examples/unified.toml --stages align_pictures joint
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 examples/train_unified.py ...
+
+Everything a step does follows from its number and the seed, so `--resume true` gives the run it would have been.
+`--canvas false` trains the causal path alone: the autoregressive twin that perplexities are compared with.
+With a configuration (see `read_stages`) the other arguments go before what its stages say.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionConfig, UnifiedDiffusionModel
+from hf_unified_diffusion.modeling.vocabulary import truncate_bpe
+from hf_unified_diffusion.training.held_out import HeldOut, held_out_figures
+from hf_unified_diffusion.training.latent_data import CaptionedLatents, open_latents
+from hf_unified_diffusion.training.machine import fast_dtype, matmul_rate
+from hf_unified_diffusion.training.mixture import TokenRows
+from hf_unified_diffusion.training.objective import ScoreNetworkObjective
+from hf_unified_diffusion.training.run import LearningRate, Progress, TrainingRun, was_saved
+from hf_unified_diffusion.training.run_log import append_record, forget_after
+from hf_unified_diffusion.training.stages import StageArguments, parse_arguments, read_stages
+from hf_unified_diffusion.training.token_data import bytes_per_token, pack_shards
+
+EVALUATION_BATCH = 4  # rows of tokens
+EVALUATION_LATENTS = 512  # tokens of a batch of latents
+
+
+def build_model(args: StageArguments, tokenizer) -> UnifiedDiffusionModel:
+    """From scratch, from an autoregressive checkpoint whose tokens the tokenizer keeps, or from one of our own."""
+    if args.config is not None:
+        special = {"vocab_size": len(tokenizer), "mask_token_id": tokenizer.mask_token_id}
+        model = UnifiedDiffusionModel(UnifiedDiffusionConfig(**special, **json.loads(args.config)))
+    elif args.from_autoregressive:
+        source = AutoModelForCausalLM.from_pretrained(args.initial_model, dtype=torch.float32)
+        kept_ids = truncate_bpe(AutoTokenizer.from_pretrained(args.initial_model), len(tokenizer))[1]
+        model = UnifiedDiffusionModel.from_source(source, kept_ids, layers=args.layers or None)
+    else:
+        model = UnifiedDiffusionModel.from_pretrained(args.initial_model, dtype=torch.float32)
+        if getattr(model, "is_quantized", False):  # codes do not train: go on from what they stand for
+            model.dequantize(torch.float32)
+    model.config.dropout = args.dropout
+    for layer in model.shared_transformer.layers:
+        layer.dropout.p = args.dropout
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if args.compile:
+        for layer in model.shared_transformer.layers:
+            layer.compile()
+    return model.train()
+
+
+def token_data(args: StageArguments, tokenizer) -> tuple[list[TokenRows], HeldOut]:
+    """Training rows and held-out batches of text and code."""
+    cache, train, held_out = Path(args.output_dir).parent / "tokens", [], {}
+    for modality in args.modalities:
+        packed, unseen = (
+            pack_shards(Path(args.shards).glob(f"{split}/*.parquet"), tokenizer, modality, cache)
+            for split in ("train", "validation")
+        )
+        packed = packed if args.max_train_tokens is None else packed.first(args.max_train_tokens)
+        train.append(TokenRows(packed, args.train_batch_size, args.sequence_length))
+        rows = TokenRows(unseen, min(EVALUATION_BATCH, args.evaluation_rows), args.sequence_length)
+        held_out[modality] = [rows.batch(turn, seed=0) for turn in range(args.evaluation_rows // rows.rows)]
+    return train, held_out
+
+
+def latent_data(args: StageArguments, tokenizer) -> tuple[list[CaptionedLatents], HeldOut]:
+    """Training samples and held-out batches of the continuous modalities."""
+    cache, train, held_out = Path(args.output_dir).parent / "latents", [], {}
+    for modality, folder in args.latent_folders().items():
+        samples, unseen = (
+            open_latents(folder.glob(f"{split}/*.parquet"), modality, cache) for split in ("train", "validation")
+        )
+        caption = {"caption_dropout": args.caption_dropout, "max_caption_tokens": args.max_caption_tokens}
+        train.append(CaptionedLatents(samples, tokenizer, args.latent_batch_tokens, **caption))
+        source = CaptionedLatents(unseen, tokenizer, EVALUATION_LATENTS, 0.0, args.max_caption_tokens)
+        batches, turn = [], 0
+        while sum(len(batch.values) for batch in batches) < args.evaluation_latents:
+            batches.append(source.batch(turn, seed=0))
+            turn += 1
+        held_out[modality] = batches
+    return train, held_out
+
+
+def share_done(progress: Progress, args: StageArguments) -> float:
+    """How much of the steps or of the minutes is used up, whichever ends first; the learning rate follows it."""
+    steps = progress.step / args.max_train_steps
+    return steps if args.max_train_minutes is None else max(steps, progress.seconds / 60 / args.max_train_minutes)
+
+
+def train(args: StageArguments) -> TrainingRun:
+    """One stage, from its data to its last checkpoint."""
+    out = Path(args.output_dir)
+    dtype = {"auto": fast_dtype(), "bf16": torch.bfloat16, "no": torch.float32}[args.mixed_precision]
+    accelerator = Accelerator(
+        mixed_precision="bf16" if dtype is torch.bfloat16 else "no",
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "arguments.json").write_text(json.dumps(asdict(args), indent=1))
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    with accelerator.main_process_first():
+        (rows, unseen_rows), (latents, unseen_latents) = token_data(args, tokenizer), latent_data(args, tokenizer)
+    model = build_model(args, tokenizer)
+    for source in latents:
+        model.resize_modality(source.modality, source.shards.width)
+    objective = ScoreNetworkObjective(model, args.objective_config())
+    quantization = None
+    if args.quantization_bits is not None:
+        quantization = ArrowQuantConfig(args.quantization_bits, args.quantization_group_size, args.int8_modules)
+    settings = args.run_settings()
+    data = [source for source in (*rows, *latents) if not settings.shares or source.modality in settings.shares]
+    run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization)
+    if args.resume:
+        run.restore(out)
+    follow(run, args, unseen_rows | unseen_latents, bytes_per_token(tokenizer), dtype)
+    return run
+
+
+def follow(run: TrainingRun, args: StageArguments, held_out: HeldOut, sizes, dtype: torch.dtype) -> None:
+    """Step, log, evaluate and save until the steps or the minutes are used up."""
+    accelerator, out = run.accelerator, Path(args.output_dir)
+    is_main = accelerator.is_main_process
+    if is_main:
+        forget_after(out / "log.jsonl", run.progress.step)
+    trained, roof = sum(p.numel() for p in run.parameters), matmul_rate(accelerator.device, dtype)
+    accelerator.print(f"{trained / 1e6:.1f}M parameters train; matmul rate {roof / 1e12:.3f} TFLOP/s in {dtype}")
+    block_lengths = args.evaluation_block_lengths if args.canvas else []
+    rate = LearningRate(args.learning_rate, args.warmup_steps)
+    bar = tqdm(total=args.max_train_steps, initial=run.progress.step, disable=not is_main, unit="step")
+    saved = run.progress.seconds
+    while share_done(run.progress, args) < 1:
+        record = run.step(rate, share_done(run.progress, args))
+        step, finished = run.progress.step, share_done(run.progress, args) >= 1
+        record["matmul_share"] = 6 * trained * record["positions_per_s"] / roof
+        bar.update()
+        bar.set_postfix(pos_s=f"{record['positions_per_s']:.0f}", share=f"{record['matmul_share']:.2f}")
+        if is_main and (finished or (step - 1) % args.evaluation_steps == 0):
+            with run.averaged() as model:
+                found = held_out_figures(model, held_out, sizes, block_lengths)
+            bar.write(f"step {step}: {json.dumps(found)}")
+            record |= found
+        if is_main:
+            append_record(out / "log.jsonl", record)
+        due = run.progress.seconds - saved > 60 * args.checkpointing_minutes
+        if finished or due or (args.checkpointing_steps and step % args.checkpointing_steps == 0):
+            run.save(out)
+            saved = run.progress.seconds
+    bar.close()
+
+
+def main(argv: Sequence[str] | None = None) -> list[TrainingRun]:
+    """The stages of a configuration, or the one that the command line describes."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # --config is a stage's
+    parser.add_argument("--configuration", type=Path)
+    parser.add_argument("--stages", nargs="*", default=[])
+    given, rest = parser.parse_known_args(argv)
+    if given.configuration is None:
+        return [train(parse_arguments(rest))]
+    stages = read_stages(given.configuration, given.stages, rest)
+    return [train(replace(args, resume=args.resume and was_saved(Path(args.output_dir)))) for args in stages.values()]
+
+
+if __name__ == "__main__":
+    main()

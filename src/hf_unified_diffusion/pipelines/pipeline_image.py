@@ -1,0 +1,277 @@
+"""Pictures by flow matching: from a caption, from another picture, or into a masked part of one."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.autoencoders.vae import AutoencoderMixin
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Generator, Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ..codecs.image_codec import ImageCodec, image_positions
+from ..codecs.pictures import Pictures
+from ..codecs.text_codec import TextCodec, pad_right
+from ..conditioning.guidance import guided, keeping
+from ..contracts import Denoiser
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from ..schedulers.flow_matching import FLOW, FlowRun, plan_flow
+from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_image_parts, load_parts
+from .context_denoiser import ContextDenoiser, evaluating
+from .diffusion_core import AfterStep, diffuse
+from .image_inputs import (
+    OUTPUT_TYPES,
+    CaptionRows,
+    GivenPictures,
+    ImageOptions,
+    asked_size,
+    check_room,
+    gather_captions,
+    gather_pictures,
+    per_row,
+)
+from .pipeline_output import UnifiedDiffusionImagePipelineOutput
+from .step_hooks import Callback, image_step_hook, tensor_names
+from .text_inputs import check_choice, row_generators
+
+# where neither the call nor the checkpoint's metadata says otherwise
+DEFAULTS: dict[str, Any] = {"num_inference_steps": 16, "guidance_scale": 3.0, "size": 256}
+
+
+class UnifiedDiffusionImagePipeline(DiffusionPipeline):
+    """Draws pictures with a `UnifiedDiffusionModel`.
+
+    Args:
+        transformer: the score network.
+        scheduler: any of diffusers that takes the velocities of a flow: `FlowMatchEulerDiscreteScheduler`,
+            `FlowMatchHeunDiscreteScheduler`, `FlowMapEulerDiscreteScheduler`, ...
+        tokenizer: fast, of the network.
+        vae: any autoencoder of diffusers for pictures whose tokens have the network's width.
+
+    Usage:
+        pipe = UnifiedDiffusionImagePipeline.from_pretrained()  # the embedded checkpoint
+        pipe("a red apple", height=256, width=256, seed=0).images[0].save("apple.png")
+        pipe("a green apple", image="apple.png", strength=0.6, seed=0).images[0]
+        pipe("a worm", image="apple.png", mask_image="mask.png", seed=0).images[0]
+    """
+
+    modality = "image"
+    model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents", "clean_latents"]
+    _interrupt = False
+
+    def __init__(
+        self,
+        transformer: UnifiedDiffusionModel,
+        scheduler: SchedulerMixin,
+        tokenizer: PreTrainedTokenizerFast,
+        vae: AutoencoderMixin,
+    ):
+        super().__init__()
+        spec = transformer.config.modalities.get(self.modality, {"kind": None})
+        width = ImageCodec(vae).width
+        if spec != {"kind": "continuous", "width": width}:
+            raise ValueError(
+                f"the transformer must have the continuous modality {self.modality!r} with the {width} channels of the "
+                f"vae, got {spec}"
+            )
+        if transformer.config.bos_token_id is None:
+            raise ValueError("the transformer must have a bos_token_id, with which every caption begins, got None")
+        self.register_modules(transformer=transformer, scheduler=scheduler, tokenizer=tokenizer, vae=vae)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any):
+        """Load a pipeline folder as diffusers does, a folder of one model, or without a path the embedded checkpoint.
+
+        The folder of a model has the autoencoder in `vae` and, where the settings are its own, the scheduler in
+        `image_scheduler`.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a name on the Hub.
+            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`.
+
+        Raises:
+            ValueError: a folder of a model without `vae`.
+
+        Usage: `UnifiedDiffusionImagePipeline.from_pretrained()`
+        """
+        path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if not is_model_checkpoint(path, **hub_options(kwargs)):
+            return super().from_pretrained(path, **kwargs)
+        scheduler, vae = load_image_parts(path, kwargs.get("dtype"))
+        transformer, _, tokenizer = load_parts(path, **kwargs)
+        return cls(transformer, scheduler, tokenizer, vae)
+
+    @property
+    def codec(self) -> ImageCodec:
+        """The autoencoder, between pixels and tokens."""
+        return ImageCodec(self.vae)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` from a callback to stop after the current step, with what is drawn so far."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | list[str] | None = None,
+        image: Pictures | None = None,
+        mask_image: Pictures | None = None,
+        strength: float = 1.0,
+        paste_unmasked: bool = True,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        generator: Generator | list[Generator] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> UnifiedDiffusionImagePipelineOutput | tuple:
+        """Draw.
+
+        Args:
+            prompt: the caption; None draws anything. A list makes a batch; a row does not depend on its batch.
+            height, width: pixels, multiples of the codec's downsampling; by default those of `image`, else what the
+                checkpoint says, 256. Give both to have `image` and `mask_image` resized.
+            num_inference_steps: None: what the checkpoint says, 16 by default. Heun's method asks the network twice for
+                each.
+            guidance_scale: 1 is none, above it away from `negative_prompt` (or from no prompt), with twice the passes.
+                None: what the checkpoint says, 3 by default.
+            negative_prompt: what to avoid, one or as many as the prompts; needs guidance.
+            image: what to start from, one or as many as the prompts; see `codecs.pictures`.
+            mask_image: white where `image` is to be drawn anew; one or as many as the images.
+            strength: share of the steps that `image` goes through, in [0, 1]; 0 gives the codec's reconstruction.
+            paste_unmasked: give the pixels of `image` itself where the mask is black. False: as the codec decodes them,
+                from tokens that are those of `image` wherever nothing of their square is masked.
+            num_images_per_prompt: pictures per prompt, one after the other.
+            seed: at least 0; row i always draws the same noise from a seed.
+            generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
+            callback_on_step_end: called as (pipe, step, timestep, tensors) and returns the tensors, `latents` possibly
+                changed; `pipe.decode(tensors["clean_latents"], height, width)` is a preview.
+            callback_on_step_end_tensor_inputs: of "latents", the tokens at the next time, and "clean_latents", the
+                estimate of the clean ones, float32 (B, tokens, width).
+            output_type: "pil"; "np" and "pt", float32 in [0, 1]; or "latent" for tokens.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: for an argument that breaks a rule; the message states the rule and the value.
+
+        Usage: `pipe(["a red apple", "two blue fish"], guidance_scale=3.0, seed=0).images`
+        """
+        steps, scale = num_inference_steps, guidance_scale
+        options = ImageOptions(
+            num_inference_steps=self._default("num_inference_steps") if steps is None else steps,
+            guidance_scale=self._default("guidance_scale") if scale is None else scale,
+            num_images_per_prompt=num_images_per_prompt,
+            strength=strength,
+            output_type=output_type,
+        )
+        if negative_prompt is not None and options.guidance_scale == 1:
+            raise ValueError("guidance_scale must not be 1 with a negative_prompt, got 1: it would do nothing")
+        if image is None and strength != 1:
+            raise ValueError(f"strength must be left out without an image, got {strength}")
+        device, codec, config = self._execution_device, self.codec, self.transformer.config
+        most = config.max_position_embeddings
+        size = asked_size(height, width, codec, most)
+        given = gather_pictures(image, mask_image, size, codec)
+        if given is not None:
+            size = given.size
+        elif size is None:
+            size = (self._default("size"),) * 2
+        grid = codec.grid(*size)
+        num_given = 1 if given is None else len(given.pixels)
+        rows = gather_captions(
+            TextCodec(self.tokenizer), prompt, negative_prompt, num_given, num_images_per_prompt, config.bos_token_id
+        )
+        check_room(rows, math.prod(grid), most)
+        generators = row_generators(seed, generator, len(rows), device)
+        names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        run = plan_flow(self.scheduler, options.num_inference_steps, math.prod(grid), strength, generators, device)
+        self._interrupt = False
+        with evaluating(self.transformer), evaluating(self.vae), self.progress_bar(total=len(run.times)) as progress:
+            hook = image_step_hook(self, callback_on_step_end, names, run.timesteps, progress)
+            latents, passes = self._draw(rows, grid, given, options.guidance_scale, run, hook, device)
+            images = latents
+            if output_type != "latent":
+                pixels = self.codec.decode(latents, *size)
+                if paste_unmasked and given is not None:
+                    pixels = given.pasted_around(pixels)
+                images = self._shown(pixels, output_type)
+        self.maybe_free_model_hooks()
+        output = UnifiedDiffusionImagePipelineOutput(images=images, num_forward_passes=passes)
+        return output if return_dict else (images,)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "batch tokens width"], height: int, width: int, output_type: str = "pil"
+    ) -> list[Image] | np.ndarray | Tensor:
+        """Pictures from tokens, as `__call__` gives them.
+
+        Raises:
+            ValueError: for tokens or sizes that do not fit, or an unknown `output_type`.
+
+        Usage: `pipe.decode(pipe(seed=0, output_type="latent").images, 256, 256)[0]`
+        """
+        check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
+        return self._shown(self.codec.decode(latents, height, width), output_type)
+
+    def _draw(
+        self,
+        rows: CaptionRows,
+        grid: tuple[int, int],
+        given: GivenPictures | None,
+        guidance_scale: float,
+        run: FlowRun,
+        after_step: AfterStep,
+        device: torch.device,
+    ) -> tuple[Float[Tensor, "batch tokens width"], int]:
+        """The tokens of each row's picture, and the passes it took."""
+        contexts = [self._context(rows.caption_ids, grid, device)]
+        denoiser: Denoiser = contexts[0]
+        if guidance_scale != 1:
+            contexts.append(self._context(rows.negative_ids, grid, device))
+            denoiser = guided(contexts[0], contexts[1], guidance_scale)
+        known = None
+        if given is None:
+            x_t = FLOW.prior((len(rows), math.prod(grid), self.codec.width), run.generators).to(device)
+        else:
+            x_t = x_0 = per_row(self.codec.encode(given.pixels).to(device), len(rows))
+            if len(run.times):
+                x_t = FLOW.corrupt(x_0, run.times[:1].expand(len(rows)), run.generators)
+            known = given.known_tokens(self.codec.downsampling)
+        if known is not None:
+            known = per_row(known.to(device), len(rows))
+            denoiser = keeping(denoiser, x_0, known)
+        x_t = diffuse(denoiser, run.step, x_t, run.times, after_step=after_step)
+        if known is not None:  # what rounding and callbacks did to them
+            x_t = torch.where(known[..., None], x_0, x_t)
+        return x_t, sum(context.num_passes for context in contexts)
+
+    def _context(self, ids: list[list[int]], grid: tuple[int, int], device: torch.device) -> ContextDenoiser:
+        """A denoiser of pictures after their captions, which the first pass computes for all."""
+        context = ContextDenoiser(self.transformer, self.modality, context_modality="text")
+        context.remember(*pad_right(ids, self.transformer.config.bos_token_id, device))
+        starts = torch.tensor([len(row) for row in ids], dtype=torch.float32)
+        context.place((image_positions(*grid, start=0) + starts[:, None, None]).to(device))
+        return context
+
+    def _shown(
+        self, pixels: Float[Tensor, "batch 3 height width"], output_type: str
+    ) -> list[Image] | np.ndarray | Tensor:
+        return VaeImageProcessor().postprocess(pixels, output_type)
+
+    def _default(self, name: str) -> Any:
+        """What the checkpoint's metadata says of pictures, else what we say."""
+        return {**DEFAULTS, **self.transformer.checkpoint_facts.get(self.modality, {})}[name]

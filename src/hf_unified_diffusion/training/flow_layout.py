@@ -1,0 +1,100 @@
+"""From clean latents to what one training pass sees: the caption as context, and a noisy canvas after it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ..contracts import Segment
+from ..processes import GaussianFlow, logit_normal_times, shifted
+from .latent_data import LatentBatch
+from .layouts import IGNORED_LABEL, Target
+
+FLOW = GaussianFlow()
+LOSSES = ("velocity", "clean")
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """How continuous modalities are learned; the network always predicts x_0.
+
+    Attributes:
+        loss: "velocity" weighs the squared error of x_0 by 1 / sigma^2, which is the squared error of the velocity it
+            stands for (arXiv:2511.13720); "clean" leaves it as it is.
+        max_weight: clips 1 / sigma^2; 400 is sigma = 0.05.
+        time_mean, time_std: of the normal logit of the time.
+        base_tokens: samples of n tokens have their times shifted by sqrt(n / base_tokens): the more tokens say the
+            same, the more noise it takes to hide it (arXiv:2403.03206, section 5.3.2).
+        caption_weight: weight of the next-token loss on the captions.
+    """
+
+    loss: str = "velocity"
+    max_weight: float = 400.0
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    base_tokens: int = 16
+    caption_weight: float = 0.0
+
+    def __post_init__(self):
+        rules = [
+            (self.loss in LOSSES, f"loss must be one of {LOSSES}, got {self.loss!r}"),
+            (self.max_weight > 0, f"max_weight must be positive, got {self.max_weight}"),
+            (math.isfinite(self.time_mean), f"time_mean must be finite, got {self.time_mean}"),
+            (self.time_std > 0, f"time_std must be positive, got {self.time_std}"),
+            (self.base_tokens >= 1, f"base_tokens must be at least 1, got {self.base_tokens}"),
+            (self.caption_weight >= 0, f"caption_weight must be 0 or more, got {self.caption_weight}"),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(rule)
+
+
+@dataclass(frozen=True)
+class FlowTarget:
+    """What a continuous canvas is trained to predict.
+
+    Attributes:
+        x_0: float (B, n, width).
+        weight: float (B,), of each sample's squared error.
+    """
+
+    x_0: Float[Tensor, "batch tokens width"]
+    weight: Float[Tensor, "batch"]
+
+    def to(self, device: torch.device) -> "FlowTarget":
+        """The same target on another device."""
+        return FlowTarget(self.x_0.to(device), self.weight.to(device))
+
+
+def latent_layout(
+    batch: LatentBatch, config: FlowConfig, generator: Generator
+) -> list[tuple[Segment, Target | FlowTarget]]:
+    """The captions as causal context, and the samples at drawn times as canvases after them."""
+    rows, tokens = batch.values.shape[:2]
+    warp = shifted(math.sqrt(tokens / config.base_tokens))
+    t = logit_normal_times(rows, generator, config.time_mean, config.time_std, warp)
+    context, canvas = latent_segments(batch, t, generator)
+    weight = FLOW.loss_weight(t).clamp(max=config.max_weight) if config.loss == "velocity" else torch.ones(rows)
+    return [(context, caption_target(batch, config)), (canvas, FlowTarget(batch.values, weight))]
+
+
+def latent_segments(batch: LatentBatch, t: Float[Tensor, "batch"], generator: Generator) -> tuple[Segment, Segment]:
+    """Context and canvas of samples at given times, with fresh noise."""
+    rows, mask = batch.context.shape[0], batch.context_mask
+    positions = None
+    if batch.positions is not None:
+        start = torch.full((rows,), batch.context.shape[1]) if mask is None else mask.sum(dim=1)
+        positions = batch.positions + start[:, None, None].float()
+    context = Segment("text", batch.context, mask=mask)
+    return context, Segment(batch.modality, FLOW.corrupt(batch.values, t, generator), time=t, positions=positions)
+
+
+def caption_target(batch: LatentBatch, config: FlowConfig) -> Target:
+    """Each real token of a caption predicts the next, where that has a weight."""
+    labels = torch.full_like(batch.context, IGNORED_LABEL)
+    if config.caption_weight > 0:
+        real = torch.ones_like(batch.context, dtype=torch.bool) if batch.context_mask is None else batch.context_mask
+        labels[:, :-1] = batch.context[:, 1:].masked_fill(~real[:, 1:], IGNORED_LABEL)
+    return Target(labels, torch.ones(labels.shape))
