@@ -23,7 +23,9 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def pipe(model, tokenizer):
-    pipe = UnifiedDiffusionTextPipeline(model, MaskedDiffusionScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer)
+    pipe = UnifiedDiffusionTextPipeline(
+        model, MaskedDiffusionScheduler(mask_token_id=tokenizer.mask_token_id), tokenizer
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

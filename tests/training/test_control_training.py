@@ -92,7 +92,7 @@ def test_a_step_on_repeated_rows_lowers_their_loss():
     losses = []
     for _ in range(12):
         loss = objective(*control_layout(ROWS, "text", MASK, END, 4, Generator().manual_seed(0)))["loss"]
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
