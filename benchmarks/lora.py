@@ -5,7 +5,6 @@ python benchmarks/lora.py              # to benchmarks/results/lora.json and lor
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,13 @@ TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, in ms."""
+    """The fastest of several calls, in ms: other programs share the machine."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
+    return min(times)
 
 
 def write_adapter(folder: Path, seed: int) -> Path:
@@ -45,7 +44,7 @@ def write_adapter(folder: Path, seed: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(1)
     ids = torch.randint(1, 8000, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -91,7 +90,7 @@ def main() -> None:
         found["largest difference of a weight, unfused again"] = (again - weight).abs().max().item()
         found["largest logit"] = before[real].abs().max().item()
     rows = [f"| {name} | {value:.3g} |" for name, value in found.items()]
-    about = f"Embedded checkpoint in float32, one thread, adapters of rank 8 on {', '.join(TARGETS)}, medians of "
+    about = f"Embedded checkpoint in float32, one thread, adapters of rank 8 on {', '.join(TARGETS)}, the fastest of "
     text = "\n".join(["# LoRA", "", f"{about}{args.repeats}.", "", "| what | figure |", "|---|---|", *rows]) + "\n"
     (RESULTS / "lora.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "lora.md").write_text(text)

@@ -43,7 +43,7 @@ class Arguments:
     sequence_length: int = 16  # patches
     validation_share: float = 0.2
     train_batch_size: int = 8
-    max_train_steps: int = 100
+    max_train_steps: int = 60
     learning_rate: float = 1e-2
     warmup_steps: int = 5
     validation_steps: int = 20

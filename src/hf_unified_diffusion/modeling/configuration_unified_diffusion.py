@@ -80,6 +80,11 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
         }.items()
     }
 
+    base_model_fsdp_plan = {
+        "shared_transformer.layers.*": "free_full_weight",
+        "shared_transformer.norm": "keep_full_weight",
+    }
+
     vocab_size: int = 12288
     hidden_size: int = 576
     num_hidden_layers: int = 24

@@ -87,9 +87,7 @@ def write_packed(shards: list[Path], tokenizer: PreTrainedTokenizerFast, modalit
     partial.replace(stem.with_suffix(".npz"))
 
 
-def pack_texts(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, modality: str, seed: int = 0
-) -> PackedTokens:
+def pack_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, modality: str, seed: int = 0) -> PackedTokens:
     """Tokenize documents, shuffled, one after the other.
 
     Usage: `pack_texts(load_dataset("parquet", data_files=file, split="train")["text"], tokenizer, "text")`
