@@ -32,7 +32,11 @@ def probabilities(seed, length):
 
 
 @settings(max_examples=30, deadline=None)
-@given(word=st.sampled_from([b"a", b"ab", b"bca", b"abca", b"bab"]), begun=st.sampled_from([b"", b"ca", b"ab", b"bc"]), seed=st.integers(0, 9))  # fmt: skip
+@given(
+    word=st.sampled_from([b"a", b"ab", b"bca", b"abca", b"bab"]),
+    begun=st.sampled_from([b"", b"ca", b"ab", b"bc"]),
+    seed=st.integers(0, 9),
+)
 def test_expected_count_equals_enumeration(word, begun, seed):
     """Occurrences that begin in what was written and end in the canvas count too; those before it do not."""
     length, probs, expected = 3, probabilities(seed, 3), 0.0
