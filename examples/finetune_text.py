@@ -36,6 +36,7 @@ from hf_unified_diffusion.modeling.adapters import save_adapter
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.quantization import num_weights
 from hf_unified_diffusion.training.likelihood import held_out_likelihood
+from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.run_log import append_record, forget_after
@@ -222,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> TrainingRun:
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     train, validation = documents(args)
-    data = pack_texts(train, tokenizer, args.modality, args.seed)
+    packed = pack_texts(train, tokenizer, args.modality, args.seed)
+    data = [TokenRows(packed, args.per_device_train_batch_size, args.block_size)]
     held_out = held_out_rows(pack_texts(validation, tokenizer, args.modality, args.seed), args)
     model = build_model(args)
     config = ObjectiveConfig(
@@ -231,8 +233,6 @@ def main(argv: Sequence[str] | None = None) -> TrainingRun:
         complementary=args.complementary,
     )
     settings = RunSettings(
-        sequence_length=args.block_size,
-        rows=args.per_device_train_batch_size,
         seed=args.seed,
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingRun:
     )
     save = partial(save_trained, base=args.model_name_or_path, use_lora=args.use_lora)
     objective = ScoreNetworkObjective(model, config)
-    run = TrainingRun(accelerator, objective, {args.modality: data}, tokenizer, settings, save_model=save)
+    run = TrainingRun(accelerator, objective, data, tokenizer, settings, save_model=save)
     trained, total = sum(p.numel() for p in run.parameters), num_weights(model)
     accelerator.print(f"{trained:,} of {total:,} parameters train ({trained / total:.2%})")
     if args.resume_from_checkpoint:
