@@ -34,7 +34,9 @@ def read_rows(folder: Path) -> Iterator[dict]:
     """Rows of a folder's shards, pictures still PNG; raises ValueError where there are none."""
     files = sorted(folder.glob("*.parquet"))
     if not files:
-        raise ValueError(f"folder must hold pictures as Parquet (run examples/prepare_images.py), got none in {folder.name!r}")
+        raise ValueError(
+            f"folder must hold pictures as Parquet (run examples/prepare_images.py), got none in {folder.name!r}"
+        )
     for file in files:
         for batch in parquet.ParquetFile(file).iter_batches(batch_size=256, columns=list(COLUMNS)):
             yield from batch.to_pylist()
