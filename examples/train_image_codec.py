@@ -123,7 +123,10 @@ def validate(objective: CodecObjective, pictures: torch.Tensor, accelerator: Acc
 def held_out_pictures(args: Arguments) -> torch.Tensor:
     """The first pictures of the validation split, the same ones each time."""
     rows = PictureViews(Path(args.validation_data_dir), seed=0)
-    found = [pixels_of(png, args.large_resolution) for png, _ in zip(rows.pass_once(), range(args.validation_pictures), strict=False)]
+    found = [
+        pixels_of(png, args.large_resolution)
+        for png, _ in zip(rows.pass_once(), range(args.validation_pictures), strict=False)
+    ]
     return torch.stack(found).to(memory_format=torch.channels_last)
 
 
@@ -179,7 +182,9 @@ def main(argv: Sequence[str] | None = None) -> CodecObjective:
     return objective
 
 
-def follow(args: Arguments, accelerator: Accelerator, objective, features, optimizer, step: int, seconds: float) -> None:
+def follow(
+    args: Arguments, accelerator: Accelerator, objective, features, optimizer, step: int, seconds: float
+) -> None:
     """Step, log, validate and save until the minutes or the steps are used up."""
     out, inner = Path(args.output_dir), accelerator.unwrap_model(objective)
     parameters = sum(p.numel() for p in inner.vae.parameters())
@@ -215,7 +220,11 @@ def train_step(args, accelerator, objective, features, optimizer, views: Picture
     inner.normalization.train(done < 1 - args.frozen_statistics_share)
     inner.features = features if step % args.perceptual_steps == 0 else None
     is_large = views.rng.random() < args.large_share
-    side, size = (args.large_resolution, max(1, args.train_batch_size // 4)) if is_large else (args.resolution, args.train_batch_size)
+    side, size = (
+        (args.large_resolution, max(1, args.train_batch_size // 4))
+        if is_large
+        else (args.resolution, args.train_batch_size)
+    )
     pixels = views.batch(size, side).to(accelerator.device)
     with accelerator.autocast():
         losses = objective(pixels)
@@ -226,7 +235,12 @@ def train_step(args, accelerator, objective, features, optimizer, views: Picture
     optimizer.step()
     optimizer.zero_grad()
     record = {name: value.item() for name, value in losses.items()}
-    return record | {"psnr_db": -10 * math.log10(record["squared"] / 4), "grad_norm": float(norm), "side": side, "lr": optimizer.param_groups[0]["lr"]}
+    return record | {
+        "psnr_db": -10 * math.log10(record["squared"] / 4),
+        "grad_norm": float(norm),
+        "side": side,
+        "lr": optimizer.param_groups[0]["lr"],
+    }
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def test_from_folders(tmp_path):
     ("call", "rule"),
     [
         (lambda e: e.diffuse("ab", modality="smell"), "modality must be one of"),
-        (lambda e: e.diffuse("ab", memory_guided=True), "no trained memory conditioner"),
+        (lambda e: e.diffuse("ab", memory_guided=True), "memory_guided needs a memory"),
         (lambda e: e.diffuse("ab", max_new_tokens=0), "max_new_tokens must be an integer of at least 1, got 0"),
         (lambda e: e.diffuse("ab", num_steps=0), "num_inference_steps must be an integer of at least 1, got 0"),
         (lambda e: e.generate("ab", mode="both"), "mode must be one of"),

@@ -22,8 +22,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model() -> UnifiedDiffusionModel:
-    """Random weights, the same each time."""
+def tiny_model(**changes) -> UnifiedDiffusionModel:
+    """Random weights, the same each time; `changes` are values of the configuration."""
     torch.manual_seed(0)
     config = UnifiedDiffusionConfig(
         vocab_size=258,
@@ -33,6 +33,7 @@ def tiny_model() -> UnifiedDiffusionModel:
         num_key_value_heads=1,
         intermediate_size=64,
         mask_token_id=257,
+        **changes,
     )
     return UnifiedDiffusionModel(config).eval()
 

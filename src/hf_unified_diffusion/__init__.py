@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Any
 from .registration import register
 
 if TYPE_CHECKING:
+    from .conditioning.composition import composed as composed
+    from .conditioning.control import controlled as controlled
+    from .conditioning.energies_continuous import KeepPixels as KeepPixels
+    from .conditioning.energies_continuous import Loudness as Loudness
+    from .conditioning.energies_continuous import Palette as Palette
+    from .conditioning.energies_text import CausalLikelihood as CausalLikelihood
+    from .conditioning.energies_text import ForbiddenWords as ForbiddenWords
+    from .conditioning.energies_text import Length as Length
+    from .conditioning.energies_text import RequiredWords as RequiredWords
+    from .conditioning.energy import with_energies as with_energies
     from .conditioning.schema_constraint import SchemaConstraint as SchemaConstraint
     from .contracts import Condition as Condition
     from .contracts import Encoder as Encoder
@@ -18,7 +28,10 @@ if TYPE_CHECKING:
     from .engine import ArrowEngine as ArrowEngine
     from .memory import ArrowStorage as ArrowStorage
     from .modeling.attention_rule import ContextCache as ContextCache
+    from .modeling.configuration_controlnet import UnifiedControlNetConfig as UnifiedControlNetConfig
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
+    from .modeling.control_pass import Control as Control
+    from .modeling.controlnet import UnifiedControlNetModel as UnifiedControlNetModel
     from .modeling.diffusers_weights import load_diffusers_model as load_diffusers_model
     from .modeling.diffusers_weights import save_diffusers_model as save_diffusers_model
     from .modeling.memory_plan import plan_memory as plan_memory
@@ -44,17 +57,27 @@ _MODULES = {
     "ArrowEngine": "engine",
     "ArrowQuantConfig": "quantization",
     "ArrowStorage": "memory",
+    "CausalLikelihood": "conditioning.energies_text",
     "Condition": "contracts",
+    "Control": "modeling.control_pass",
     "ContextCache": "modeling.attention_rule",
     "Encoder": "contracts",
+    "ForbiddenWords": "conditioning.energies_text",
     "FormatError": "quantization",
+    "KeepPixels": "conditioning.energies_continuous",
+    "Length": "conditioning.energies_text",
+    "Loudness": "conditioning.energies_continuous",
     "MaskedDiffusionScheduler": "schedulers",
     "NoiseScheduler": "processes",
+    "Palette": "conditioning.energies_continuous",
     "QueueFullError": "request_queue",
     "RequestTimeoutError": "request_queue",
+    "RequiredWords": "conditioning.energies_text",
     "Result": "contracts",
     "SchemaConstraint": "conditioning.schema_constraint",
     "Segment": "contracts",
+    "UnifiedControlNetConfig": "modeling.configuration_controlnet",
+    "UnifiedControlNetModel": "modeling.controlnet",
     "UnifiedDiffusionCodePipeline": "pipelines.pipeline_code",
     "UnifiedDiffusionConfig": "modeling.configuration_unified_diffusion",
     "UnifiedDiffusionImagePipeline": "pipelines.pipeline_image",
@@ -62,12 +85,15 @@ _MODULES = {
     "UnifiedDiffusionOutput": "modeling.pretrained",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
+    "composed": "conditioning.composition",
+    "controlled": "conditioning.control",
     "convert_checkpoint": "conversion.convert",
     "load_diffusers_model": "modeling.diffusers_weights",
     "plan_memory": "modeling.memory_plan",
     "read_parquet_weights": "quantization",
     "save_diffusers_model": "modeling.diffusers_weights",
     "tier": "modeling.tiers",
+    "with_energies": "conditioning.energy",
     "write_parquet_weights": "quantization",
 }
 __all__ = sorted(_MODULES)

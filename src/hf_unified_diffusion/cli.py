@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import torch
 
-from .cli_memory import add_memory, memory
+from .cli_generate import add_generate
+from .cli_memory import add_memory
 from .conversion.convert import CONVERTED_BITS, convert_checkpoint
-from .memory import StorageError
 from .modeling.memory_plan import plan_memory, recommended
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .modeling.tiers import TIERS
@@ -26,6 +26,7 @@ from .quantization import num_weights
 from .quantization.configuration_arrowquant import WEIGHTS_FORMATS
 
 UNITS = ("", "K", "M", "G", "T")
+EXIT_CODES = "Ends with 0 where all went well, 2 for a wrong argument, 1 for what stood in the way."
 WEIGHT_FILES = ("*.safetensors", "*.parquet")
 EVALUATION = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluate.py"  # of a checkout; wheels do not have it
 DOCSTRING = 'def count_words(text):\n    """Return how often each word occurs in the text, as a dictionary."""\n'
@@ -61,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Usage: `hf-unified-diffusion info`
     """
-    parser = argparse.ArgumentParser(prog="hf-unified-diffusion", description="Text and code by diffusion.")
+    parser = argparse.ArgumentParser(
+        prog="hf-unified-diffusion", description="Text, code and pictures by diffusion.", epilog=EXIT_CODES
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
+    add_generate(commands)
     for command in (demo, info):
         subparser = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         subparser.add_argument("folder", nargs="?", default=str(EMBEDDED_CHECKPOINT), help="default: the embedded one")
@@ -77,17 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(evaluate(rest))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if chosen.command in (convert, plan, memory):
-        try:
-            chosen.command(chosen)
-        except (StorageError, ImportError) as error:
-            parser.exit(1, f"{parser.prog}: {error}\n")
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        return
-    if not (Path(chosen.folder) / "config.json").is_file():
-        parser.error(f"folder must hold a checkpoint (config.json), got {chosen.folder!r}")
-    chosen.command(chosen.folder)
+    try:
+        chosen.command(chosen)
+    except (OSError, ImportError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def add_convert(commands: Any) -> None:
@@ -182,8 +181,16 @@ def evaluate(arguments: Sequence[str], script: Path = EVALUATION) -> int:
     return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
 
 
-def demo(folder: str) -> None:
+def checkpoint_folder(chosen: argparse.Namespace) -> str:
+    """The folder that was chosen; ValueError where it holds no checkpoint."""
+    if not (Path(chosen.folder) / "config.json").is_file():
+        raise ValueError(f"folder must hold a checkpoint (config.json), got {chosen.folder!r}")
+    return chosen.folder
+
+
+def demo(chosen: argparse.Namespace) -> None:
     """Print a text, an infill and a function, each from its fixed seed."""
+    folder = checkpoint_folder(chosen)
     writer = UnifiedDiffusionTextPipeline.from_pretrained(folder)
     writers = {"text": writer, "code": UnifiedDiffusionCodePipeline(**writer.components)}
     for title, (modality, request) in STORIES.items():
@@ -196,8 +203,9 @@ def demo(folder: str) -> None:
         print(f"{output.texts[0]}\n")
 
 
-def info(folder: str) -> None:
+def info(chosen: argparse.Namespace) -> None:
     """Print a checkpoint's parameters, the trunk's share of them, and bits per weight on disk."""
+    folder = checkpoint_folder(chosen)
     num_bytes = sum(file.stat().st_size for pattern in WEIGHT_FILES for file in Path(folder).glob(pattern))
     model = UnifiedDiffusionModel.from_pretrained(folder)
     num_parameters = num_weights(model)

@@ -5,11 +5,13 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .conditioning.score_network_encoder import ScoreNetworkEncoder
-from .memory import ArrowStorage, Memory
 from .modeling.embedded import EMBEDDED_CHECKPOINT
+
+if TYPE_CHECKING:
+    from .memory import ArrowStorage, Memory
 
 
 def add_memory(commands: Any) -> None:
@@ -46,7 +48,7 @@ def add(chosen: argparse.Namespace) -> None:
     """Remember texts; prints their ids."""
     texts = texts_of(chosen)
     status = "quarantine" if chosen.quarantine else "active"
-    with ArrowStorage(chosen.folder, ScoreNetworkEncoder.from_pretrained(chosen.checkpoint)) as storage:
+    with opened(chosen.folder, ScoreNetworkEncoder.from_pretrained(chosen.checkpoint)) as storage:
         for row_id, text in zip(
             storage.add(chosen.namespace, texts, source=chosen.source, status=status), texts, strict=True
         ):
@@ -56,7 +58,7 @@ def add(chosen: argparse.Namespace) -> None:
 def search(chosen: argparse.Namespace) -> None:
     """Print the memories nearest to each text: id, score and text."""
     texts = texts_of(chosen)
-    with ArrowStorage(
+    with opened(
         existing(chosen.folder), ScoreNetworkEncoder.from_pretrained(chosen.checkpoint), read_only=True
     ) as storage:
         for text in texts:
@@ -65,7 +67,7 @@ def search(chosen: argparse.Namespace) -> None:
 
 def list_(chosen: argparse.Namespace) -> None:
     """Print all memories: id, status and text."""
-    with ArrowStorage(existing(chosen.folder), read_only=True) as storage:
+    with opened(existing(chosen.folder), read_only=True) as storage:
         show_memories(chosen, storage.memories(chosen.namespace))
 
 
@@ -73,23 +75,30 @@ def forget(chosen: argparse.Namespace) -> None:
     """Really remove memories by id, or all of a namespace."""
     if bool(chosen.ids) == chosen.all:
         raise ValueError(f"forget needs ids or --all, got {chosen.ids or 'neither'}{' and --all' * chosen.all}")
-    with ArrowStorage(existing(chosen.folder)) as storage:
+    with opened(existing(chosen.folder)) as storage:
         count = storage.forget(chosen.namespace, None if chosen.all else chosen.ids)
     show(chosen, {"forgotten": count}, f"forgotten  {count}")
 
 
 def export(chosen: argparse.Namespace) -> None:
     """Write a namespace to a Parquet file."""
-    with ArrowStorage(existing(chosen.folder), read_only=True) as storage:
+    with opened(existing(chosen.folder), read_only=True) as storage:
         count = storage.export(chosen.namespace, chosen.file)
     show(chosen, {"exported": count}, f"exported  {count}")
 
 
 def stats(chosen: argparse.Namespace) -> None:
     """Print counts of a namespace."""
-    with ArrowStorage(existing(chosen.folder), read_only=True) as storage:
+    with opened(existing(chosen.folder), read_only=True) as storage:
         counts = storage.stats(chosen.namespace)
     show(chosen, counts, "\n".join(f"{name:<20} {value}" for name, value in counts.items()))
+
+
+def opened(folder: Path, encoder: ScoreNetworkEncoder | None = None, read_only: bool = False) -> "ArrowStorage":
+    """The memory in a folder."""
+    from .memory import ArrowStorage  # FAISS and datasets take seconds, which only this command needs
+
+    return ArrowStorage(folder, encoder, read_only=read_only)
 
 
 ACTIONS = (add, search, list_, forget, export, stats)
@@ -110,7 +119,7 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def show_memories(chosen: argparse.Namespace, memories: Iterable[Memory]) -> None:
+def show_memories(chosen: argparse.Namespace, memories: Iterable["Memory"]) -> None:
     """Print memories; of pictures and sounds, that they are."""
     for one in memories:
         text = one.payload if isinstance(one.payload, str) else f"({one.modality})"

@@ -18,10 +18,15 @@ TOKEN_MODALITIES = ("text", "code")
 
 @dataclass(frozen=True)
 class Condition:
-    """What steers generation from outside the sequence, encoded: condition tokens, and which of them are real."""
+    """What steers generation from outside the sequence, encoded: condition tokens, and which of them are real.
+
+    Attributes:
+        strength: float (B, n), what each token's value is multiplied by; None: 1. At 0 a token adds nothing.
+    """
 
     tokens: Float[Tensor, "batch context width"]
     mask: Bool[Tensor, "batch context"]
+    strength: Float[Tensor, "batch context"] | None = None
 
     def join(self, other: "Condition") -> "Condition":
         """Both conditions, one after the other; widths must agree."""
@@ -29,7 +34,16 @@ class Condition:
             raise ValueError(
                 f"conditions must share one width, got {self.tokens.shape[-1]} and {other.tokens.shape[-1]}"
             )
-        return Condition(torch.cat([self.tokens, other.tokens], dim=1), torch.cat([self.mask, other.mask], dim=1))
+        strengths = [torch.ones_like(c.tokens[..., 0]) if c.strength is None else c.strength for c in (self, other)]
+        return Condition(
+            torch.cat([self.tokens, other.tokens], dim=1),
+            torch.cat([self.mask, other.mask], dim=1),
+            None if self.strength is None and other.strength is None else torch.cat(strengths, dim=1),
+        )
+
+    def select(self, rows: Int[Tensor, "rows"]) -> "Condition":
+        """The condition of some rows of the batch, in that order; rows may repeat."""
+        return Condition(self.tokens[rows], self.mask[rows], None if self.strength is None else self.strength[rows])
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,23 @@
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
-from .conditioning.score_network_encoder import ScoreNetworkEncoder
+from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
 from .contracts import Result
-from .evolution.adapter_folders import SIDES
 from .evolution.adapter_router import Encode
 from .evolution.adapter_set import AdapterSet
 from .evolution.step_watch import StepWatch
+from .modeling.adapter_folders import SIDES
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts
@@ -27,14 +27,18 @@ from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
-from .request_queue import Request, RequestQueue, Step
+from .request_options import as_bytes, check_left_out, steps_for
+from .request_queue import Request, RequestQueue, Step, waited_for
 from .schedulers.flow_matching import flow_scheduler
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+if TYPE_CHECKING:
+    from .memory import ArrowStorage
+    from .memory.memory_conditioner import MemoryConditioner
 
 PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
 IMAGE = "image"
 DEFAULT_NEW_TOKENS = 128
-CHECKED_BLOCK = 8  # tokens drafted in one pass where the causal path checks them
 
 
 class ArrowEngine:
@@ -42,10 +46,12 @@ class ArrowEngine:
 
     Attributes:
         model, tokenizer: of the diffusion side.
-        memory: what was given, or None.
+        memory: an `ArrowStorage`, or None.
 
     Args:
         ar_model: name, folder or GGUF file of an autoregressive model, loaded when it is first asked for.
+        memory: an `ArrowStorage`, or a folder that is opened as one, with the network's own embeddings.
+        encoder: the name of these in stores.
         vae, image_scheduler: for pictures, as of `UnifiedDiffusionImagePipeline`; without a vae it draws none.
         max_waiting: requests that may wait; one more is refused at once (`QueueFullError`).
 
@@ -61,17 +67,19 @@ class ArrowEngine:
         scheduler: MaskedDiffusionScheduler,
         tokenizer: PreTrainedTokenizerFast,
         ar_model: str | Path | AutoregressiveWriter | None = None,
-        memory: Any = None,
+        memory: "ArrowStorage | str | Path | None" = None,
         max_waiting: int = 32,
+        encoder: str = "engine",
         vae: AutoencoderMixin | None = None,
         image_scheduler: SchedulerMixin | None = None,
     ):
         self.vae = vae
         self.image_scheduler = flow_scheduler() if image_scheduler is None else image_scheduler
-        self.model, self.scheduler, self.tokenizer, self.memory = model, scheduler, tokenizer, memory
+        self.model, self.scheduler, self.tokenizer = model, scheduler, tokenizer
         self.queue = RequestQueue(max_waiting=max_waiting)
-        self._ar_model = ar_model
-        self._encoder = ScoreNetworkEncoder(model, tokenizer, "engine")
+        self._ar_model, self._loading = ar_model, Lock()
+        self._encoder = ScoreNetworkEncoder(model, tokenizer, encoder)
+        self.memory = opened(memory, self._encoder) if isinstance(memory, str | Path) else memory
         self._adapters: dict[str, AdapterSet] = {}
 
     @classmethod
@@ -79,7 +87,7 @@ class ArrowEngine:
         cls,
         name_or_path: str | Path | None = None,
         ar_model: str | Path | AutoregressiveWriter | None = None,
-        memory: Any = None,
+        memory: "ArrowStorage | str | Path | None" = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         max_waiting: int = 32,
@@ -95,7 +103,9 @@ class ArrowEngine:
             parts[0].to(device)
         if device is not None and vae is not None:
             vae.to(device)
-        options = {"ar_model": ar_model, "memory": memory, "max_waiting": max_waiting}
+        options: dict[str, Any] = {"ar_model": ar_model, "memory": memory, "max_waiting": max_waiting}
+        if memory is not None:
+            options["encoder"] = encoder_name(path)
         return cls(*parts, **options, vae=vae, image_scheduler=image_scheduler)
 
     @property
@@ -107,11 +117,12 @@ class ArrowEngine:
         """
         if self._ar_model is None:
             raise ValueError("mode 'ar' needs an ar_model (name, folder or GGUF file), got None")
-        if not isinstance(self._ar_model, AutoregressiveWriter):
-            writer = AutoregressiveWriter.from_pretrained(self._ar_model)
-            writer.model.to(self.model.device)
-            self._ar_model = writer
-        return self._ar_model
+        with self._loading:
+            if not isinstance(self._ar_model, AutoregressiveWriter):
+                writer = AutoregressiveWriter.from_pretrained(self._ar_model)
+                writer.model.to(self.model.device)
+                self._ar_model = writer
+            return self._ar_model
 
     def diffuse(self, prompt: str | list[str] | None = None, modality: str = "text", **options: Any) -> Any:
         """Generate by diffusion and wait for it.
@@ -141,6 +152,9 @@ class ArrowEngine:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         memory_guided: bool = False,
+        memory_strength: float = 1.0,
+        namespace: str = "default",
+        num_recalled: int = 16,
         adapter: str | None = None,
         seed: int | None = None,
         suffix: str | list[str] | None = None,
@@ -153,8 +167,12 @@ class ArrowEngine:
 
         Args:
             num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
-                a suffix, guidance or `check_drafts=False` one pass for two tokens; for images as the checkpoint says.
+                a suffix, guidance, energies or `check_drafts=False` one pass for two tokens; for images as the
+                checkpoint says.
             guidance_scale: 1 is none, and so is None, except for images: as the checkpoint says.
+            memory_guided: let what `memory` recalls for the prompt steer text and code.
+            memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained.
+            namespace, num_recalled: whose memories, and how many.
             suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
                 what `set_adapter` chose.
@@ -171,8 +189,7 @@ class ArrowEngine:
         Usage: `request = engine.submit("Once", seed=0, timeout_s=10); request.result()`
         """
         self._check_modality(modality)
-        if memory_guided:
-            raise ValueError("memory_guided must be False: this checkpoint has no trained memory conditioner")
+        conditioner = self._conditioner(prompt, modality, memory_strength) if memory_guided else None
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
         options |= {name: value for name, value in chosen.items() if value is not None}
         if modality == IMAGE:
@@ -191,18 +208,27 @@ class ArrowEngine:
             # a pipeline of its own for each request: pipelines remember an interrupt
             pipe = self._pipeline(modality)
             watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result and modality != IMAGE)
+            recalls = []
+            if conditioner is not None:
+                recalls = conditioner.recall(namespace, as_texts("prompt", prompt), num_recalled)
+                options["condition"] = conditioner.condition(recalls, memory_strength)
+                step()
             with use_adapter() as applied:
                 output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
             made = as_bytes(output.images) if modality == IMAGE else output.texts
             made = made if isinstance(prompt, list) or len(made) > 1 else made[0]
             if not return_result:
                 return made
+            recalled = [recall.memories for recall in recalls]
             extra = {"num_forward_passes": output.num_forward_passes, "adapter": applied}
+            if conditioner is not None:
+                extra["recalled"] = recalled if isinstance(prompt, list) else recalled[0]
             if modality != IMAGE:
                 extra |= {
                     "finished": output.finished,
                     "completion_ids": output.completion_ids,
                     "acceptance_rate": output.acceptance_rate,
+                    "energy_history": output.energy_history,
                 }
             return Result(made, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
 
@@ -324,6 +350,18 @@ class ArrowEngine:
         """Finish what is queued, then take no more."""
         self.queue.close()
 
+    def _conditioner(self, prompt: object, modality: str, strength: float) -> "MemoryConditioner":
+        """What asks the memory; ValueError where there is none, or nothing to ask it."""
+        if self.memory is None:
+            raise ValueError("memory_guided needs a memory (an ArrowStorage or its folder), got None")
+        if modality == IMAGE:
+            raise ValueError("memory_guided must be False for images, got True")
+        as_texts("prompt", prompt)
+        from .memory.memory_conditioner import MemoryConditioner, check_strength  # FAISS and datasets take seconds
+
+        check_strength(strength)
+        return MemoryConditioner(self.model, self.tokenizer, self.memory, self._encoder.name)
+
     def _pipeline(
         self, modality: str
     ) -> UnifiedDiffusionTextPipeline | UnifiedDiffusionCodePipeline | UnifiedDiffusionImagePipeline:
@@ -345,34 +383,8 @@ class ArrowEngine:
             )
 
 
-def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> dict[str, Any]:
-    """How a text of `length` tokens is denoised where the caller leaves it open."""
-    if num_steps is not None:
-        return {"num_inference_steps": num_steps}
-    plain = options.get("suffix") is not None or options.get("canvas") is not None
-    plain = plain or options.get("guidance_scale", 1) != 1
-    if options.setdefault("check_drafts", not plain):
-        block_length = options.setdefault("block_length", CHECKED_BLOCK)
-        return {"num_inference_steps": -(-length // (block_length or length))}
-    return {"num_inference_steps": -(-length // 2)}
+def opened(folder: str | Path, encoder: ScoreNetworkEncoder) -> "ArrowStorage":
+    """The memory in a folder."""
+    from .memory import ArrowStorage  # FAISS and datasets take seconds
 
-
-def check_left_out(given: dict[str, Any]) -> None:
-    """Raise ValueError where an argument was given that images do not have here."""
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name} must be left out for images, got {value!r}")
-
-
-def as_bytes(images: Float[Tensor, "batch 3 height width"]) -> list[UInt8[np.ndarray, "height width 3"]]:
-    """Pictures in [0, 1] as arrays of their own."""
-    return list((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy())
-
-
-def waited_for(request: Request) -> Any:
-    """The result of a request; who stops waiting (Ctrl-C) cancels it."""
-    try:
-        return request.result()
-    except BaseException:
-        request.cancel()
-        raise
+    return ArrowStorage(folder, encoder)

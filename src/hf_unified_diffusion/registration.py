@@ -8,7 +8,9 @@ from transformers import AutoConfig, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import quantization
+from .modeling.configuration_controlnet import UnifiedControlNetConfig
 from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig
+from .modeling.controlnet import UnifiedControlNetModel
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
@@ -18,7 +20,7 @@ from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
 from .schedulers import MaskedDiffusionScheduler
 
 TASK = "unified-diffusion"
-COMPONENTS = (UnifiedDiffusionModel, MaskedDiffusionScheduler)
+COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, MaskedDiffusionScheduler)
 PIPELINES = (UnifiedDiffusionTextPipeline, UnifiedDiffusionCodePipeline, UnifiedDiffusionImagePipeline)
 
 
@@ -37,6 +39,8 @@ def register_with_transformers() -> None:
     """`AutoConfig`, `AutoModel` and `pipeline("unified-diffusion")`, whose default is the embedded checkpoint."""
     AutoConfig.register(UnifiedDiffusionConfig.model_type, UnifiedDiffusionConfig)
     AutoModel.register(UnifiedDiffusionConfig, UnifiedDiffusionModel)
+    AutoConfig.register(UnifiedControlNetConfig.model_type, UnifiedControlNetConfig)
+    AutoModel.register(UnifiedControlNetConfig, UnifiedControlNetModel)
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
         pipeline_class=UnifiedDiffusionTaskPipeline,

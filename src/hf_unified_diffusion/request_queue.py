@@ -106,3 +106,12 @@ class RequestQueue:
             request.set_exception(error)
         else:
             request.set_result(result)
+
+
+def waited_for(request: Request) -> Any:
+    """The result of a request; who stops waiting (Ctrl-C) cancels it."""
+    try:
+        return request.result()
+    except BaseException:
+        request.cancel()
+        raise

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_unified_diffusion.conditioning.accepted_strings import AcceptedStrings
@@ -68,6 +68,7 @@ tokens_with_holes = st.lists(st.sampled_from([-1, -1, -1, 0, 1, 4, END]), min_si
     seed=st.integers(0, 99),
     may_end=st.booleans(),
 )
+@example("a[bc]{1,3}", VOCABULARIES["end is padding"], [-1, -1, -1, END], 99, True)  # an early end is the likeliest
 def test_equals_enumeration(pattern, vocabulary, tokens, seed, may_end):
     """Weight, likeliest string and marginals, given tokens and suffixes included; refused where nothing is accepted."""
     probs, strings_of, logits = problem(pattern, vocabulary, tokens, seed, may_end)

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_unified_diffusion import ArrowEngine, MaskedDiffusionScheduler
-from hf_unified_diffusion.evolution.adapter_folders import adapter_side, check_adapter_side
 from hf_unified_diffusion.evolution.adapter_router import AdapterRouter
+from hf_unified_diffusion.modeling.adapter_folders import adapter_side, check_adapter_side
 from hf_unified_diffusion.pipelines.autoregressive_writer import AutoregressiveWriter
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -1,4 +1,4 @@
-"""The tensor-parallel plan, on two processes of one machine."""
+"""The tensor-parallel and the fully sharded plan, on two processes of one machine."""
 
 import os
 import subprocess
@@ -10,15 +10,19 @@ import pytest
 from tests.modeling.tiny import open_model, tiny_config
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("tensor_parallel_program.py")
 
 
-def test_two_processes_answer_as_one(tmp_path):
-    open_model(use_qk_norm=True, attention_bias=True).save_pretrained(tmp_path)
+def on_two_processes(program: str, checkpoint: Path) -> str:
+    """What a program prints, run by torchrun."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
-        [*launcher, str(PROGRAM), str(tmp_path)],
+        [*launcher, str(Path(__file__).with_name(program)), str(checkpoint)],
         env=environment,
         capture_output=True,
         text=True,
@@ -26,7 +30,19 @@ def test_two_processes_answer_as_one(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "sharded over 2 processes" in done.stdout
+    assert "will not be applied" not in done.stderr  # every rule of a plan names something
+    return done.stdout
+
+
+def test_two_processes_answer_as_one(tmp_path):
+    open_model(use_qk_norm=True, attention_bias=True).save_pretrained(tmp_path)
+    assert "sharded over 2 processes" in on_two_processes("tensor_parallel_program.py", tmp_path)
+
+
+def test_two_processes_in_shards_train_as_one(tmp_path):
+    """FSDP2 by transformers: the same losses and, after three steps, the same weights."""
+    open_model().save_pretrained(tmp_path)
+    assert "trained over 2 processes" in on_two_processes("fsdp_program.py", tmp_path)
 
 
 @pytest.mark.parametrize("part", ["self_attn", "cross_attn", "mlp"])

@@ -9,24 +9,74 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .class_scores import ClassScores, pick
 from .token_automaton import TokenAutomaton
 
-SMALLEST = -80.0  # logarithm of what float32 still sums without losing digits
+SMALLEST_STATE = 1e-200  # beside the likeliest state: what linear weights may be as small as
+SMALLEST_WEIGHT = 1e-290  # the same for such a state's way on: float64 still holds it in full
+
+
+@dataclass(frozen=True)
+class StateWeights:
+    """What leads to each state after some positions, summed.
+
+    Attributes:
+        values: float64, by state, the largest first made 1; or, where float64 cannot hold that, their logarithms.
+        are_logs: which of both.
+        lowest: the smallest value above 0.
+        scale: the logarithm of what was divided by.
+    """
+
+    values: NDArray
+    are_logs: bool
+    lowest: float
+    scale: float
+
+    @classmethod
+    def of(cls, values: NDArray, are_logs: bool, scale: float) -> "StateWeights":
+        """Weights by state on a common scale, or their logarithms; ValueError where all are 0."""
+        none = -np.inf if are_logs else 0.0
+        top = values.max(initial=none)
+        if top == none:
+            raise ValueError("a canvas must have room for an accepted text around its given tokens, got one without")
+        values, scale = (values - top, scale + top) if are_logs else (values / top, scale + np.log(top))
+        lowest = values[values > none].min()
+        if are_logs and lowest > np.log(SMALLEST_STATE):
+            return cls(np.exp(values), False, np.exp(lowest), scale)
+        if not are_logs and lowest < SMALLEST_STATE:
+            return cls(logarithm(values), True, np.log(lowest), scale)
+        return cls(values, are_logs, lowest, scale)
+
+    def logs(self) -> NDArray:
+        """Logarithms of the values."""
+        return self.values if self.are_logs else logarithm(self.values)
 
 
 @dataclass(frozen=True)
 class Moves:
-    """The edges that an accepted string may use at one position, sorted by source.
+    """The edges that a string may use at one mask, and the tokens given after it.
 
     Attributes:
-        source, target, label: int64 (edges,); label -1 where the token is given.
-        first: int64 (sources,), where the edges of each source begin.
+        source, label: int64 (edges,), of the edges at the mask.
+        target: int64 (edges,), after the given tokens; the number of states where they are not allowed.
+        weight: float64 (edges,), of all that leads along the edge, on the scale of its target.
+        total: float64 (states + 1,), by target the sum of these weights, or the largest one.
     """
 
     source: NDArray[np.int64]
-    target: NDArray[np.int64]
     label: NDArray[np.int64]
-    first: NDArray[np.int64]
+    target: NDArray[np.int64]
+    weight: NDArray
+    total: NDArray
+
+    def chances(self, after: NDArray) -> NDArray:
+        """float64 (edges,): the probability that each is used, from those of the states after it."""
+        rate = np.zeros(len(self.total))
+        np.divide(after, self.total[: len(after)], out=rate[: len(after)], where=self.total[: len(after)] > 0)
+        rate[-1] = 0.0
+        found = rate.take(self.target)
+        found *= self.weight
+        return found
 
 
 class AcceptedStrings:
@@ -41,6 +91,9 @@ class AcceptedStrings:
         start: the state before the canvas.
         finals: bool (states,), where the canvas may end.
         best: keep the largest weight instead of the sum, for `likeliest`.
+
+    Attributes:
+        log_weight: the logarithm of the weight of all accepted strings.
 
     Raises:
         ValueError: where no accepted string fits the canvas, or logits are NaN.
@@ -59,33 +112,46 @@ class AcceptedStrings:
         finals: NDArray[np.bool_],
         best: bool = False,
     ):
-        self.automaton, self.logits, self.start, self.best = automaton, logits, start, best
-        self.masks = np.flatnonzero(tokens < 0)
+        self.automaton, self.logits, self.best = automaton, logits, best
         self.scores = ClassScores(automaton, logits, best)
-        self.line_of = np.cumsum(tokens < 0) - 1  # the line of logits of each position
-        self.moves = self._alive_moves(tokens, finals)
-        self.chances: list[NDArray[np.float64]] = []  # of each move, given its source
-        self.log_weight = self._backward()
+        classes = np.where(tokens < 0, -1, automaton.class_of[tokens]).tolist()
+        masks = np.flatnonzero(tokens < 0).tolist()
+        bounds = [*masks, len(tokens)]
+        begun = automaton.advance(start, tokens[: bounds[0]].tolist())
+        values = np.zeros(len(automaton.accepting))
+        values[begun] = float(begun >= 0)
+        states = StateWeights.of(values, False, 0.0)
+        self.moves: list[Moves] = []
+        for line, (mask, bound) in enumerate(zip(masks, bounds[1:], strict=True)):
+            states = self._over(states, line, classes[mask + 1 : bound])
+        size = len(states.values)
+        ended = np.where(finals[:size], states.logs(), -np.inf)
+        peak = StateWeights.of(ended, True, states.scale)
+        self.ends = np.exp(peak.logs())
+        self.log_weight = float(peak.scale + (0.0 if best else np.log(self.ends.sum())))
 
     def marginal_logits(self) -> NDArray[np.floating]:
         """float (masks, tokens): up to a constant a line, the logarithm of each token's probability at each mask."""
-        automaton = self.automaton
-        here = np.zeros(len(automaton.accepting))
-        here[self.start] = 1.0
-        used = np.zeros((len(self.masks), len(automaton.members)))
-        for position, moves in enumerate(self.moves):
-            mass = here[moves.source] * self.chances[position]
-            here = np.bincount(moves.target, mass, len(automaton.accepting))
-            if moves.label[0] >= 0:
-                used[self.line_of[position]] = np.bincount(moves.label, mass, len(automaton.members))
+        automaton, labels = self.automaton, self.scores.labels
+        used = np.zeros_like(labels)
+        states = self.ends / self.ends.sum()  # the probability of each
+        for line in range(len(self.moves) - 1, -1, -1):
+            moves = self.moves[line]
+            chances = moves.chances(states)
+            states = np.bincount(moves.source, chances)
+            used[line] = np.bincount(moves.label, chances, used.shape[1])
+        used[:, automaton.label[-1]] += used[:, -1]  # the last edge is the one of padding
+        used, labels = used[:, :-1], labels[:, :-1]
         ratio = np.full_like(used, -np.inf)
-        ratio[used > 0] = np.log(used[used > 0]) - self.scores.labels[used > 0]
+        ratio[used > 0] = np.log(used[used > 0]) - labels[used > 0]
         ratio -= ratio.max(axis=1, keepdims=True)
-        with np.errstate(divide="ignore", under="ignore"):
-            of_class = np.log(np.exp(ratio) @ automaton.members).astype(self.logits.dtype)
-        return self.logits + of_class[:, automaton.class_of]
+        with np.errstate(under="ignore"):
+            of_class = logarithm(np.exp(ratio) @ automaton.members).astype(self.logits.dtype)
+        found = of_class.take(automaton.class_of, axis=1)
+        found += self.logits
+        return found
 
-    def draw(self, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    def draw(self, numbers: NDArray) -> NDArray[np.int64]:
         """A string with the probability of its weight: int64 (masks,), its tokens at the masks.
 
         Args:
@@ -97,160 +163,61 @@ class AcceptedStrings:
         """The string of the largest weight: int64 (masks,), its tokens at the masks. Needs `best`."""
         return self._walk(None)
 
-    def _walk(self, numbers: NDArray[np.float64] | None) -> NDArray[np.int64]:
-        state, found = self.start, []
-        for position, moves in enumerate(self.moves):
-            low, high = np.searchsorted(moves.source, (state, state + 1))
-            line = self.line_of[position]
-            is_mask = moves.label[0] >= 0
-            chances = self.chances[position][low:high]
-            edge = low + (0 if not is_mask else pick(chances, None if numbers is None else numbers[line, 0]))
-            state = int(moves.target[edge])
-            if is_mask:
-                rest = None if numbers is None else numbers[line, 1:]
-                found.append(self.scores.token(line, int(moves.label[edge]), rest))
-        return np.array(found, dtype=np.int64)
+    def _walk(self, numbers: NDArray | None) -> NDArray[np.int64]:
+        """Back from the end: at each mask one of the edges that lead to where the rest goes on."""
+        labels = np.zeros(len(self.moves), dtype=np.int64)
+        state = -1
+        for line in range(len(self.moves) - 1, -1, -1):
+            moves, number = self.moves[line], None if numbers is None else numbers[line, 0]
+            if state < 0:
+                edge = pick(moves.chances(self.ends), number)
+            else:
+                edges = np.flatnonzero(moves.target == state)
+                edge = edges[pick(moves.weight[edges], number)]
+            state, labels[line] = int(moves.source[edge]), moves.label[edge]
+        labels[labels == len(self.automaton.members)] = self.automaton.label[-1]
+        return self.scores.tokens(labels, None if numbers is None else numbers[:, 1:])
 
-    def _alive_moves(self, tokens: NDArray[np.int64], finals: NDArray[np.bool_]) -> list[Moves]:
-        """The moves of each position that lie on a way from the start to where the canvas may end."""
-        forward, here = [], np.array([self.start])
-        for position, token in enumerate(tokens.tolist()):
-            found = self._moves_from(here, token, self.line_of[position])
-            forward.append(found)
-            is_next = np.zeros(len(finals), dtype=bool)
-            is_next[found[1]] = True
-            here = np.flatnonzero(is_next)
-        moves: list[Moves] = []
-        alive = finals
-        for source, target, label in reversed(forward):
-            kept = alive[target]
-            source, target, label = source[kept], target[kept], label[kept]
-            first = np.flatnonzero(np.diff(source, prepend=-1))
-            moves.append(Moves(source, target, label, first))
-            alive = np.zeros(len(finals), dtype=bool)
-            alive[source] = True
-        if not alive[self.start]:
-            raise ValueError("a canvas must have room for an accepted text around its given tokens, got one without")
-        return moves[::-1]
-
-    def _moves_from(self, states: NDArray[np.int64], token: int, line: int) -> tuple[NDArray, NDArray, NDArray]:
-        automaton = self.automaton
-        if token >= 0:
-            target = automaton.next_state[states, automaton.class_of[token]].astype(np.int64)
-            kept = target >= 0
-            return states[kept], target[kept], np.full(int(kept.sum()), -1)
-        if len(states) * 4 > len(automaton.accepting):
-            is_here = np.zeros(len(automaton.accepting), dtype=bool)
-            is_here[states] = True
-            edges = np.flatnonzero(is_here[automaton.source])
+    def _over(self, states: StateWeights, line: int, given: list[int]) -> StateWeights:
+        """What leads over a mask and the given tokens after it, as their classes; also added to `moves`."""
+        automaton, scores = self.automaton, self.scores
+        alive = np.flatnonzero(states.values > (-np.inf if states.are_logs else 0.0))
+        edges = slice(automaton.first_edge[alive[0]], automaton.first_edge[alive[-1] + 1])
+        source, label = automaton.source[edges], automaton.weighed_label[edges]
+        target = automaton.target[edges]
+        if given:
+            after = automaton.successors[given[0]]
+            for token_class in given[1:]:
+                after = automaton.successors[token_class].take(after)
+            target = after.take(target)
+        size = len(automaton.accepting)
+        if not (self.best or states.are_logs) and states.lowest * scores.lowest[line] > SMALLEST_WEIGHT:
+            weight = states.values.take(source)
+            weight *= scores.chances[line].take(label)
+            total = np.bincount(target, weight, size + 1)
+            found = StateWeights.of(total[:-1], False, states.scale + scores.top[line])
         else:
-            spans = [np.arange(automaton.first_edge[s], automaton.first_edge[s + 1]) for s in states.tolist()]
-            edges = np.concatenate([np.empty(0, dtype=np.int64), *spans])
-        edges = edges[self.scores.labels[line, automaton.label[edges]] > -np.inf]
-        return automaton.source[edges], automaton.target[edges], automaton.label[edges]
+            weight, total, logs = self._by_logarithms(states, line, source, label, target)
+            found = StateWeights.of(logs[:-1], True, states.scale)
+        self.moves.append(Moves(source, label, target, weight, total))
+        return found
 
-    def _backward(self) -> float:
-        """Fill `chances` from the last position on; gives the logarithm of the weight of all accepted strings."""
-        weight = np.zeros(len(self.automaton.accepting))  # logarithm of what may follow each state
-        for position in range(len(self.moves) - 1, -1, -1):
-            moves = self.moves[position]
-            value = weight[moves.target]
-            if moves.label[0] >= 0:
-                line = self.line_of[position]
-                free = self.scores.whole[line]
-                value = value + np.where(
-                    moves.source == self.automaton.done, free, self.scores.labels[line, moves.label]
-                )
-            count = np.diff(moves.first, append=len(value))
-            most = np.maximum.reduceat(value, moves.first)
-            chances = np.exp(value - np.repeat(most, count))
-            total = most
-            if not self.best:
-                sums = np.add.reduceat(chances, moves.first)
-                total = most + np.log(sums)
-                chances /= np.repeat(sums, count)
-            self.chances.append(chances)
-            weight = np.zeros(len(self.automaton.accepting))
-            weight[moves.source[moves.first]] = total
-        self.chances.reverse()
-        return float(weight[self.start])
+    def _by_logarithms(
+        self, states: StateWeights, line: int, source: NDArray, label: NDArray, target: NDArray
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """The same where linear weights would be too small: weights and totals on a scale by target, and logarithms."""
+        value = states.logs().take(source) + self.scores.labels[line].take(label)
+        most = np.full(len(self.automaton.accepting) + 1, -np.inf)
+        np.maximum.at(most, target, value)
+        base = np.where(most > -np.inf, most, 0.0)
+        weight = np.exp(value - base.take(target))
+        if self.best:
+            return weight, (most > -np.inf).astype(np.float64), most
+        total = np.bincount(target, weight, len(base))
+        return weight, total, logarithm(total) + base
 
 
-class ClassScores:
-    """Log-probabilities of the classes and labels of an automaton at each mask: of their sums, or of their best tokens.
-
-    Attributes:
-        lines: float (masks, tokens), the logits sorted by class, without the class of tokens that may never come.
-        classes: float64 (masks, classes); the first class's are -inf.
-        labels: float64 (masks, labels).
-        whole: float64 (masks,), of all tokens.
-    """
-
-    def __init__(self, automaton: TokenAutomaton, logits: NDArray[np.floating], best: bool):
-        self.automaton = automaton
-        starts = automaton.starts[1:-1] - automaton.starts[1]
-        self.lines = logits[:, automaton.order[automaton.starts[1] :]]
-        self.classes = np.full((len(logits), len(automaton.starts) - 1), -np.inf)
-        top = logits.max(axis=1, keepdims=True) if len(logits) else np.zeros((0, 1), logits.dtype)
-        if not np.isfinite(top).all():
-            raise ValueError("logits must have a finite one and neither NaN nor inf at every mask, got some without")
-        if best:
-            self.classes[:, 1:] = np.maximum.reduceat(self.lines, starts, axis=1)
-            self.whole = top[:, 0].astype(np.float64)
-        else:
-            powers = np.exp(self.lines - top)
-            sums = np.add.reduceat(powers, starts, axis=1)
-            with np.errstate(divide="ignore"):
-                self.classes[:, 1:] = np.log(sums.astype(np.float64)) + top
-            self._repair(starts, top)
-            self.whole = self._whole(logits, powers, top)
-        self.labels = np.stack([self._label(label, best) for label in range(len(automaton.members))], axis=1)
-
-    def token(self, line: int, label: int, numbers: NDArray[np.float64] | None) -> int:
-        """A token of a label: the likeliest, or drawn by two uniform numbers."""
-        classes = np.flatnonzero(self.automaton.members[label])
-        scores = self.classes[line, classes]
-        chosen = classes[pick(np.exp(scores - scores.max()), None if numbers is None else numbers[0])]
-        offset = self.automaton.starts[1]
-        low, high = self.automaton.starts[chosen : chosen + 2]
-        values = self.lines[line, low - offset : high - offset].astype(np.float64)
-        place = pick(np.exp(values - values.max()), None if numbers is None else numbers[1])
-        return int(self.automaton.order[low + place])
-
-    def _label(self, label: int, best: bool) -> NDArray[np.float64]:
-        scores = self.classes[:, np.flatnonzero(self.automaton.members[label])]
-        if scores.shape[1] == 1:
-            return scores[:, 0]
-        if best:
-            return scores.max(axis=1)
-        return log_sum(scores)
-
-    def _repair(self, starts: NDArray[np.int64], top: NDArray[np.floating]) -> None:
-        """Sum anew, from their own largest value, the classes that are too unlikely beside the best token."""
-        lost = self.classes[:, 1:] < top + SMALLEST
-        ends = np.append(starts[1:], self.lines.shape[1])
-        for number in np.flatnonzero(lost.any(axis=0)).tolist():
-            rows = np.flatnonzero(lost[:, number])
-            part = self.lines[rows, starts[number] : ends[number]].astype(np.float64)
-            self.classes[rows, number + 1] = log_sum(part)
-
-    def _whole(self, logits: NDArray, powers: NDArray, top: NDArray) -> NDArray[np.float64]:
-        never = self.automaton.order[: self.automaton.starts[1]]
-        sums = powers.sum(axis=1, dtype=np.float64) + np.exp(logits[:, never] - top).sum(axis=1, dtype=np.float64)
-        return np.log(sums) + top[:, 0]
-
-
-def log_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log(sum(exp)) of each line; -inf where all are."""
-    top = values.max(axis=1)
-    base = np.where(np.isfinite(top), top, 0.0)
+def logarithm(values: NDArray) -> NDArray:
+    """log, -inf at 0."""
     with np.errstate(divide="ignore"):
-        return np.log(np.exp(values - base[:, None]).sum(axis=1)) + base
-
-
-def pick(weights: NDArray[np.float64], number: float | None) -> int:
-    """The place of the largest weight, or one drawn with the weights by a number in [0, 1)."""
-    if number is None:
-        return int(weights.argmax())
-    sums = weights.cumsum()
-    return min(int(np.searchsorted(sums, number * sums[-1], side="right")), int(np.flatnonzero(weights)[-1]))
+        return np.log(values)

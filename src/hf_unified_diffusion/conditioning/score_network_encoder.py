@@ -39,11 +39,8 @@ class ScoreNetworkEncoder:
     def from_pretrained(cls, folder: str | os.PathLike[str] = EMBEDDED_CHECKPOINT) -> "ScoreNetworkEncoder":
         """The encoder of a checkpoint folder, named after it and its weights' SHA-256; default: the embedded one."""
         path = Path(folder)
-        digest = hashlib.sha256()
-        for file in sorted(file for pattern in WEIGHT_FILES for file in path.glob(pattern)):
-            digest.update(file.read_bytes())
         model = UnifiedDiffusionModel.from_pretrained(path).eval()
-        return cls(model, AutoTokenizer.from_pretrained(path), f"{path.name}@{digest.hexdigest()[:12]}")
+        return cls(model, AutoTokenizer.from_pretrained(path), encoder_name(path))
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
@@ -63,3 +60,14 @@ class ScoreNetworkEncoder:
             for i, row in zip(batch, hidden.float(), strict=True):
                 embeddings[i] = row[: len(rows[i])].mean(dim=0).cpu().numpy()
         return embeddings
+
+
+def encoder_name(folder: str | os.PathLike[str]) -> str:
+    """The name of a checkpoint folder's embeddings: the folder's own and the start of its weights' SHA-256.
+
+    Usage: `encoder_name(EMBEDDED_CHECKPOINT)  # "unified-diffusion-edge@..."`
+    """
+    path, digest = Path(folder), hashlib.sha256()
+    for file in sorted(file for pattern in WEIGHT_FILES for file in path.glob(pattern)):
+        digest.update(file.read_bytes())
+    return f"{path.name}@{digest.hexdigest()[:12]}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
@@ -68,6 +69,19 @@ class TokenAutomaton:
     def num_bytes(self) -> int:
         """Memory of its arrays."""
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
+
+    @cached_property
+    def successors(self) -> NDArray[np.int64]:
+        """int64 (classes, states + 1): `next_state` by class, with the number of states for -1."""
+        size = len(self.accepting)
+        found = np.full((self.next_state.shape[1], size + 1), size, dtype=np.int64)
+        found[:, :size] = np.where(self.next_state < 0, size, self.next_state).T
+        return found
+
+    @cached_property
+    def weighed_label(self) -> NDArray[np.int64]:
+        """int64 (edges,): `label`, with the number of labels for padding after an end, which weighs 1."""
+        return np.where(self.source == self.done, len(self.members), self.label)
 
     def advance(self, state: int, tokens: Sequence[int]) -> int:
         """The state after some tokens, -1 where the automaton does not allow them."""

@@ -1,15 +1,14 @@
 """The named adapters of one model: loaded once, applied for a while, picked by hand or by the prompt."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from .adapter_folders import WEIGHTS_NAME, check_adapter_side
+from ..modeling.adapter_folders import check_adapter_side
+from ..modeling.adapters import activate, inject
 from .adapter_router import AdapterRouter, Encode
 
 AUTO = "auto"
@@ -48,7 +47,7 @@ class AdapterSet:
             raise ValueError(f"an adapter's name must be new, not empty and not {AUTO!r}, got {name!r}")
         check_adapter_side(folder, self.side)
         inject(self.model, Path(folder), name)
-        self._activate(None)
+        activate(self.model, {})
         self.names.append(name)
         if examples:
             self.router.add(name, examples)
@@ -73,39 +72,8 @@ class AdapterSet:
         if name is None:
             yield None
             return
-        self._activate(name)
+        activate(self.model, {name: 1.0})
         try:
             yield name
         finally:
-            self._activate(None)
-
-    def _activate(self, name: str | None) -> None:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for module in self.model.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.enable_adapters(name is not None)
-                if name is not None:
-                    module.set_adapter(name)
-
-
-def inject(model: PreTrainedModel, folder: Path, name: str) -> None:
-    """Put an adapter's layers into a model, in place; ValueError where its weights do not fit.
-
-    By PEFT's own functions: `load_adapter` of transformers 5.24 asks for a newer PEFT than there is.
-    """
-    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
-
-    config = PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = True
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
-        inject_adapter_in_model(config, model, adapter_name=name)
-    weights = {key.removeprefix("base_model.model."): value for key, value in load_file(folder / WEIGHTS_NAME).items()}
-    found = set_peft_model_state_dict(model, weights, adapter_name=name)
-    missing = [key for key in found.missing_keys if f".{name}." in key]
-    if missing or found.unexpected_keys:
-        raise ValueError(
-            f"the weights of {str(folder)!r} must fit the model: {len(missing)} missing, {len(found.unexpected_keys)} "
-            f"unknown, such as {[*missing, *found.unexpected_keys][0]!r}"
-        )
+            activate(self.model, {})

@@ -120,8 +120,16 @@ def check_condition(condition: Condition, batch: int, width: int) -> None:
             f"condition tokens must be float ({batch}, n, {width}) with a bool mask ({batch}, n), "
             f"got {tokens.dtype} {tuple(tokens.shape)} and {mask.dtype} {tuple(mask.shape)}"
         )
+    strength = condition.strength
+    if strength is not None and (strength.shape != tokens.shape[:2] or not strength.is_floating_point()):
+        raise ValueError(
+            f"the strength of a condition must be float {tuple(tokens.shape[:2])}, "
+            f"got {strength.dtype} {tuple(strength.shape)}"
+        )
     if can_look_at(tokens):
         check_finite("condition tokens", tokens)
+        if strength is not None:
+            check_finite("the strength of a condition", strength)
 
 
 def check_labels(input_ids: Tensor, labels: Tensor, loss_weight: Tensor | None) -> None:

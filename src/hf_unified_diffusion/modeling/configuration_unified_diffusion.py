@@ -1,10 +1,13 @@
 """Configuration of the score network."""
 
 from dataclasses import field
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig
+
+from ..hub.remote_code import REMOTE_CODE_KEYS
 
 MODALITY_KINDS = ("token", "continuous")
 POSITIVE = (
@@ -48,6 +51,7 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
         rope_axes: which axis of (seconds, y, x) each rotary frequency reads, repeated over all frequencies.
         cross_attention_every: every that many layers attend to condition tokens; 0 for none.
         condition_size: width of condition tokens.
+        condition_sources: name -> width of what becomes condition tokens through a projection of the network's own.
         time_embedding_size: number of sinusoids of the time embedding, even.
         head_rank: rank of the residual adapter in a token head.
         modalities: name -> {"kind": "token"} or {"kind": "continuous", "width": int}.
@@ -76,6 +80,11 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
         }.items()
     }
 
+    base_model_fsdp_plan = {
+        "shared_transformer.layers.*": "free_full_weight",
+        "shared_transformer.norm": "keep_full_weight",
+    }
+
     vocab_size: int = 12288
     hidden_size: int = 576
     num_hidden_layers: int = 24
@@ -92,6 +101,7 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     cross_attention_every: int = 8
     condition_size: int = 384
+    condition_sources: dict[str, int] = field(default_factory=dict)
     time_embedding_size: int = 128
     head_rank: int = 64
     modalities: dict[str, dict] = field(default_factory=default_modalities)
@@ -111,6 +121,10 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers' own, without what names remote code: a repository opts in by `push_to_hub` alone."""
+        return {key: value for key, value in super().to_dict().items() if key not in REMOTE_CODE_KEYS}
 
     @property
     def head_size(self) -> int:
@@ -153,6 +167,8 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
                 raise ValueError(rule)
         for name, spec in self.modalities.items():
             check_modality(name, spec)
+        for name, width in self.condition_sources.items():
+            check_source(name, width)
 
 
 def check_modality(name: str, spec: dict) -> None:
@@ -163,3 +179,11 @@ def check_modality(name: str, spec: dict) -> None:
         raise ValueError(f"modality {name!r} must be of a kind in {MODALITY_KINDS}, got {spec.get('kind')!r}")
     if spec["kind"] == "continuous" and not (isinstance(spec.get("width"), int) and spec["width"] > 0):
         raise ValueError(f"modality {name!r} must have a positive width, got {spec.get('width')!r}")
+
+
+def check_source(name: str, width: int) -> None:
+    """Raise ValueError unless a source of conditions has an identifier for a name and a positive width."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"a source's name must be an identifier and no attribute of nn.ModuleDict, got {name!r}")
+    if type(width) is not int or width < 1:
+        raise ValueError(f"the source {name!r} must have a positive width, got {width!r}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from ..contracts import Condition, Segment
+from ..hub import CardFacts
 from ..quantization import num_weights
-from .attention_rule import ContextCache, attention_dtype, plan_attention
+from .attention_rule import ContextCache, TokenRoles, attention_dtype, plan_attention
 from .autoregressive import (
     check_kept_ids,
     check_layers,
@@ -30,7 +32,8 @@ from .checkpoint_metadata import (
     write_metadata,
 )
 from .checks import check_labels, check_segments
-from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality
+from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modality, check_source
+from .control_pass import Control, ControlPass, check_controls
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import PreciseLinear, TimeEmbedding
 from .heads import ContinuousHead, TokenEmbedding, TokenHead
@@ -66,6 +69,12 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         self.heads = nn.ModuleDict()
         for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
             self._build_modality(name, spec)
+        self.condition_projections = nn.ModuleDict(
+            {
+                name: PreciseLinear(width, config.condition_size)
+                for name, width in sorted(config.condition_sources.items())
+            }
+        )
         self.shared_transformer = SharedTransformer(config)
         self.checkpoint_facts: dict[str, Any] = {}  # of metadata.json: licence, training, supported modalities, ...
         self.post_init()
@@ -100,10 +109,34 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """As `ParquetWeightsMixin.save_pretrained`, and `metadata.json` beside, with what was loaded from one."""
+        """As `ParquetWeightsMixin.save_pretrained`, and `metadata.json` beside, with what was loaded from one.
+
+        The main process alone pushes (`push_to_hub=True`, see `PushMixin`).
+        """
+        kwargs["push_to_hub"] = kwargs.get("push_to_hub", False) and is_main_process
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):
             write_metadata(save_directory, checkpoint_metadata(self, **self.checkpoint_facts))
+
+    def card_facts(self) -> CardFacts:
+        """Of `metadata.json`: size, trained modalities, licence, source, and what `evaluation` holds."""
+        metadata = checkpoint_metadata(self, **self.checkpoint_facts)
+        facts, told = super().card_facts(), self.checkpoint_facts
+        numbers = {
+            **facts.numbers,
+            "share of parameters in the trunk": metadata["trunk_share"],
+            "trained modalities": metadata["supported_modalities"],
+            "optimizer steps": sum(stage["step"] for stage in told.get("training", {}).values()) or None,
+            **told.get("evaluation", {}),
+        }
+        return replace(
+            facts,
+            what="One diffusion transformer for text and code, and for every modality it has a head for.",
+            numbers=numbers,
+            license=told.get("license"),
+            base_model=told.get("base_model"),
+            tags=["masked-diffusion", "text-generation"],
+        )
 
     @classmethod
     def from_autoregressive(
@@ -208,6 +241,19 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
                 part[name].to(like.device, like.dtype).apply(self._init_weights)
         self.modality_embedding[name].data = self.modality_embedding[name].data.to(like)
 
+    def add_condition_source(self, name: str, width: int) -> None:
+        """Give the network a projection from features of `width` to condition tokens; nothing else changes.
+
+        Usage: `model.add_condition_source("memory", width=384)`; raises ValueError if the name is taken.
+        """
+        if name in self.condition_projections:
+            raise ValueError(f"the source {name!r} exists; the model has {sorted(self.condition_projections)}")
+        check_source(name, width)
+        self.config.condition_sources = {**self.config.condition_sources, name: width}
+        like = self.shared_transformer.norm.weight
+        projection = PreciseLinear(width, self.config.condition_size)
+        self.condition_projections[name] = projection.to(like.device, like.dtype).apply(self._init_weights)
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
         return self.token_embedding
@@ -256,8 +302,9 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         condition: Condition | None = None,
         cache: ContextCache | None = None,
         use_cache: bool = False,
+        controls: Sequence[Control] = (),
     ) -> tuple[tuple[Float[Tensor, "batch length width"], ...], ContextCache]:
-        """What the heads read, one tensor per segment, and the cache; context joins the cache when `use_cache`."""
+        """What the heads read, one tensor per segment, and the cache; context joins the caches when `use_cache`."""
         cache = ContextCache() if cache is None else cache
         if not isinstance(cache, ContextCache):
             raise ValueError(f"cache must be a ContextCache, got {type(cache).__name__}")
@@ -268,12 +315,27 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         x = torch.cat([self.embed(segment) for segment in ordered], dim=1)
         plan = plan_attention(roles, num_context, x.shape[1], cache).additive(attention_dtype(x))
         if condition is not None:
-            condition = Condition(condition.tokens.to(x.dtype), condition.mask)
-        hidden = self.shared_transformer(x, positions, plan, cache, use_cache, condition)
+            condition = replace(condition, tokens=condition.tokens.to(x.dtype))
+        control = None
+        if controls:
+            check_controls(controls, self.config, x.shape[0])
+            control = ControlPass(controls, ordered, positions, roles, num_context, len(cache), use_cache)
+        hidden = self.shared_transformer(x, positions, plan, cache, use_cache, condition, control)
         if use_cache and num_context:
             cache.remember(roles, num_context, end)
         parts = hidden.split([segment.values.shape[1] for segment in ordered], dim=1)
         return tuple(parts[order.index(i)] for i in range(len(segments))), cache
+
+    def lower_features(
+        self, context: Segment, depth: int
+    ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length 3"], TokenRoles | None]:
+        """Hidden states of clean tokens before layer `depth`, with their positions and roles; nothing is cached."""
+        nothing = ContextCache()
+        check_segments([context], self.config, None, nothing)
+        positions, roles, num_context, _ = layout([context], [0], nothing)
+        x = self.embed(context)
+        plan = plan_attention(roles, num_context, x.shape[1], nothing).additive(attention_dtype(x))
+        return self.shared_transformer.lower(x, positions, plan, depth), positions, roles
 
     def forward(
         self,
@@ -286,6 +348,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         condition: Condition | None = None,
         cache: ContextCache | None = None,
         use_cache: bool = False,
+        controls: Sequence[Control] = (),
         labels: Int[Tensor, "batch length"] | None = None,
         loss_weight: Tensor | None = None,
         return_dict: bool | None = None,
@@ -301,6 +364,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             segments: several segments, in the order of their default positions.
             condition: condition tokens for cross-attention, (B, c, condition_size).
             cache, use_cache: a `ContextCache`; only clean context ever enters it.
+            controls: ControlNets with their hints; context joins their caches too when `use_cache`.
             labels: int64 (B, n) for `input_ids`, -100 and padding ignored. Context: the usual shifted loss. Canvas:
                 the NELBO in nats per token; give -100 at visible tokens. The others are weighted by `loss_weight`,
                 (B,) or (B, n), 1 / t by default.
@@ -323,7 +387,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
                 "segments carry their own, and their losses are in hf_unified_diffusion.training"
             )
         asked_for_cache = use_cache or cache is not None
-        hidden, cache = self.features(segments, condition, cache, use_cache)
+        hidden, cache = self.features(segments, condition, cache, use_cache, controls)
         output = UnifiedDiffusionOutput(cache=cache if asked_for_cache else None)
         output.hidden_states = hidden
         predictions = tuple(self.decode(h, s.modality) for h, s in zip(hidden, segments, strict=True))

@@ -94,7 +94,6 @@ class ParquetWeightsMixin(_Base):
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
-        push_to_hub: bool = False,
         max_shard_size: int | str | None = None,
         weights_format: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -114,12 +113,6 @@ class ParquetWeightsMixin(_Base):
             raise ValueError(f"weights_format must be one of {WEIGHTS_FORMATS}, got {chosen!r}")
         if quantization is not None:
             quantization.weights_format = chosen
-        if push_to_hub:
-            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-            options: dict[str, Any] = {"max_shard_size": max_shard_size, "metadata": metadata, "weights_format": chosen}
-            self.save_pretrained(save_directory, is_main_process, state_dict, **options)
-            self.push_to_hub(repo_id, **kwargs)
-            return
         adapters_only = getattr(self, "_hf_peft_config_loaded", False)
         parquet = chosen == "parquet" and not adapters_only
         if parquet and is_main_process:

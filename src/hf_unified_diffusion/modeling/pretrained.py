@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from ..hub import CardFacts, PushMixin
+from ..quantization import bits_per_weight, num_weights
 from .attention_rule import ContextCache
 from .configuration_unified_diffusion import UnifiedDiffusionConfig
 from .embeddings import ZeroLinear
@@ -34,7 +36,7 @@ class UnifiedDiffusionOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class UnifiedDiffusionPreTrainedModel(ParquetWeightsMixin, PreTrainedModel):
+class UnifiedDiffusionPreTrainedModel(PushMixin, ParquetWeightsMixin, PreTrainedModel):
     """What transformers needs to know."""
 
     config_class = UnifiedDiffusionConfig
@@ -45,6 +47,15 @@ class UnifiedDiffusionPreTrainedModel(ParquetWeightsMixin, PreTrainedModel):
     accepts_loss_kwargs = False  # else Trainer would rescale the loss
     _no_split_modules = ["TransformerLayer"]
     _supports_sdpa = True
+
+    def card_facts(self) -> CardFacts:
+        """Size and bits of the network."""
+        return CardFacts(
+            what=f"A {type(self).__name__} of hf_unified_diffusion.",
+            usage=f"from hf_unified_diffusion import {type(self).__name__}\n\n"
+            f'model = {type(self).__name__}.from_pretrained("{{repo_id}}")',
+            numbers={"parameters": num_weights(self), "bits per weight": round(bits_per_weight(self), 3)},
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,5 +1,7 @@
 """The trunk that serves every modality: a Llama-shaped transformer under the one mask rule."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,6 +14,7 @@ from .configuration_unified_diffusion import UnifiedDiffusionConfig
 from .embeddings import SectionedRotary, rotate
 
 Hidden = Float[Tensor, "batch length width"]
+Hook = Callable[[int, Hidden], Hidden]  # (layer, hidden states before it) -> as the layer shall see them
 NewContext = dict[int, tuple[Tensor, Tensor]]  # by layer: keys and values, each (batch, heads, context, head_dim)
 MOST_SCORES = 1 << 20  # queries times keys of a head; beyond, the scores kept for the gradient cost too much memory
 MOST_SCORES_AT_ONCE = 1 << 22  # of all heads, without a gradient; beyond, they leave the processor's cache
@@ -144,6 +147,8 @@ class CrossAttention(nn.Module):
             y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for y in (self.q_proj(self.norm(x)), self.k_proj(condition.tokens), self.v_proj(condition.tokens))
         )
+        if condition.strength is not None:
+            value = value * condition.strength[:, None, :, None].to(value.dtype)
         present = condition.mask.any(dim=1)
         allowed = condition.mask | ~present[:, None]  # an empty row would give NaN
         attended = attend(query, key, value, allowed[:, None, None, :].expand(-1, 1, x.shape[1], -1))
@@ -211,14 +216,27 @@ class SharedTransformer(nn.Module):
         cache: ContextCache,
         keep: bool = False,
         condition: Condition | None = None,
+        control: Hook | None = None,
     ) -> Hidden:
-        """Context tokens first, then canvas tokens; with `keep` the context joins the cache."""
+        """Context tokens first, then canvas tokens; with `keep` the context joins the cache.
+
+        `control` is called before each layer, and with the number of layers after the last.
+        """
         rotation = self.rotary(positions, x.dtype)
         # Layers read a copy and write elsewhere: gradient checkpointing runs them again after the cache has grown.
         given = cache.copy()
         new: NewContext | None = {} if keep and plan.num_context else None
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            x = x if control is None else control(number, x)
             x = layer(x, rotation, plan, given, new, condition)
+        x = x if control is None else control(len(self.layers), x)
         for index, (key, value) in (new or {}).items():
             cache.append(index, key, value)
         return self.norm(x)
+
+    def lower(self, x: Hidden, positions: Float[Tensor, "batch length 3"], plan: AttentionPlan, depth: int) -> Hidden:
+        """The hidden states before layer `depth`, of tokens that no cache knows or will know."""
+        rotation, nothing = self.rotary(positions, x.dtype), ContextCache()
+        for layer in self.layers[:depth]:
+            x = layer(x, rotation, plan, nothing, None, None)
+        return x

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,36 @@ import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig, SchedulerMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import CONFIG_NAME
 
 from ..modeling.diffusers_weights import load_diffusers_model
 from ..modeling.embedded import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from ..modeling.parquet_weights import find_weights
+from ..modeling.parquet_weights import find_file, find_weights
 from ..schedulers.flow_matching import flow_scheduler
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 VAE, IMAGE_SCHEDULER = "vae", "image_scheduler"  # folders in the folder of a model
 
 
-def is_model_folder(path: str | Path) -> bool:
-    """Whether a local folder holds one model rather than a diffusers pipeline."""
-    return (Path(path) / "config.json").is_file() and not (Path(path) / DiffusionPipeline.config_name).is_file()
+def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What says where on the Hub a file is looked for."""
+    return {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
 
 
-def scheduler_from(folder: str | Path, model: UnifiedDiffusionModel) -> MaskedDiffusionScheduler:
-    """The scheduler saved in a model folder, else one with the number of steps that its metadata names."""
-    if folder and (Path(folder) / MaskedDiffusionScheduler.config_name).is_file():
-        return MaskedDiffusionScheduler.from_pretrained(folder)
+def is_model_checkpoint(name: str | Path, **hub: Any) -> bool:
+    """Whether a folder or repository holds one model rather than a diffusers pipeline.
+
+    Raises OSError where there is no such repository.
+    """
+    return find_file(name, DiffusionPipeline.config_name, hub) is None and find_file(name, CONFIG_NAME, hub) is not None
+
+
+def scheduler_from(name: str | Path, model: UnifiedDiffusionModel, **hub: Any) -> MaskedDiffusionScheduler:
+    """The scheduler saved beside a model, else one with the number of steps that the model's metadata names."""
+    if name and find_file(name, MaskedDiffusionScheduler.config_name, hub) is not None:
+        return MaskedDiffusionScheduler.from_pretrained(name, **hub)
     told = model.checkpoint_facts.get("scheduler", {})
     known = {name: told[name] for name in ("num_inference_steps",) if name in told}
     return MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id, **known)
@@ -45,18 +56,20 @@ def quantization_of_transformer(config: Any) -> Any:
 
 
 def load_parts(
-    folder: str | Path, dtype: torch.dtype | str | None = None, quantization_config: Any = None
+    name_or_path: str | Path, dtype: torch.dtype | str | None = None, quantization_config: Any = None, **hub: Any
 ) -> tuple[UnifiedDiffusionModel, MaskedDiffusionScheduler, PreTrainedTokenizerFast]:
-    """Network, scheduler and tokenizer of a model folder; dtype None keeps the saved dtype.
+    """Network, scheduler and tokenizer of a model folder or repository; dtype None keeps the saved dtype.
 
     `quantization_config`: diffusers' `PipelineQuantizationConfig` or one of transformers for the network.
+    `hub`: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
     Usage: `UnifiedDiffusionTextPipeline(*load_parts(EMBEDDED_CHECKPOINT))`
     """
     options = {"dtype": dtype, "quantization_config": quantization_of_transformer(quantization_config)}
     chosen = {name: value for name, value in options.items() if value is not None}
-    model = UnifiedDiffusionModel.from_pretrained(folder, **chosen)
-    return model, scheduler_from(folder, model), AutoTokenizer.from_pretrained(folder)
+    model = UnifiedDiffusionModel.from_pretrained(name_or_path, **chosen, **hub)
+    scheduler = scheduler_from(name_or_path, model, **hub)
+    return model, scheduler, AutoTokenizer.from_pretrained(name_or_path, **hub)
 
 
 def has_image_parts(folder: str | Path) -> bool:

@@ -1,6 +1,6 @@
 """The score network behind a growing clean context: what a pipeline calls a denoiser."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..contracts import Condition, Segment
+from ..modeling.adapters import per_row
 from ..modeling.attention_rule import ContextCache
+from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 
 
@@ -22,11 +24,14 @@ class ContextDenoiser:
         modality: of the canvases.
         mask_token_id: of canvases of tokens, None for continuous ones.
         context_modality: of the clean tokens; by default that of the canvases.
+        condition: what clean tokens and canvases attend to besides, in every pass; one row a row of the batch.
 
     Attributes:
         cache: keys and values of the context.
+        controls: ControlNets at work, with their own keys and values of hint and context.
         num_passes: forward passes so far.
         next_logits: float (B, vocab), the causal prediction of the token after the context; None while there is none.
+        adapter_names: the LoRA adapter of each row, see `modeling.adapters.per_row`; None: those active for all.
 
     Usage:
         denoiser = ContextDenoiser(model, "text", mask_token_id)
@@ -40,15 +45,25 @@ class ContextDenoiser:
         modality: str,
         mask_token_id: int | None = None,
         context_modality: str | None = None,
+        controls: Sequence[Control] = (),
+        condition: Condition | None = None,
     ):
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
         self.context_modality = modality if context_modality is None else context_modality
+        self.controls, self.condition = tuple(controls), condition
         self.cache = ContextCache()
         self.num_passes = 0
+        self.adapter_names: list[str] | None = None
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
         self._waiting: Segment | None = None
         self._positions: Float[Tensor, "batch length *axes"] | None = None
         self._real: Bool[Tensor, "batch length"] | None = None
+
+    def under(self, control: Control) -> "ContextDenoiser":
+        """A denoiser of the same kind, without context yet, under one more ControlNet; see `conditioning.control`."""
+        controls = (*self.controls, control)
+        kind = (self.modality, self.mask_token_id, self.context_modality)
+        return ContextDenoiser(self.model, *kind, controls, self.condition)
 
     def remember(
         self,
@@ -84,7 +99,16 @@ class ContextDenoiser:
     def keep_rows(self, rows: Int[Tensor, "rows"]) -> None:
         """Go on with some rows of the batch only."""
         self.cache = self.cache.select(rows)
+        self.controls = tuple(control.select(rows) for control in self.controls)
+        self.condition = None if self.condition is None else self.condition.select(rows)
         self.next_logits = None if self.next_logits is None else self.next_logits[rows]
+        if self.adapter_names is not None:
+            self.adapter_names = [self.adapter_names[row] for row in rows.tolist()]
+
+    def forget(self, count: Int[Tensor, "batch"]) -> None:
+        """Take each row's last `count` tokens back out of the context."""
+        for cache in (self.cache, *(control.cache for control in self.controls)):
+            forget_last(cache, count)
 
     def read(
         self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"] | None = None
@@ -95,8 +119,11 @@ class ContextDenoiser:
 
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, None
+        condition = self.condition if condition is None else condition
         segments = canvases if waiting is None else [waiting, *canvases]
-        output = self.model(segments=segments, condition=condition, cache=self.cache, use_cache=waiting is not None)
+        options = {"condition": condition, "cache": self.cache, "controls": self.controls}
+        with per_row(self.model, self.adapter_names):
+            output = self.model(segments=segments, use_cache=waiting is not None, **options)
         self.num_passes += 1
         if waiting is not None:
             self.next_logits = last_real(output.predictions[0], waiting.mask)

@@ -22,7 +22,7 @@ from ..conditioning.guidance import guided, keeping
 from ..contracts import Denoiser
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.flow_matching import FLOW, FlowRun, plan_flow
-from .checkpoints import EMBEDDED_CHECKPOINT, is_model_folder, load_image_parts, load_parts
+from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_image_parts, load_parts
 from .context_denoiser import ContextDenoiser, evaluating
 from .diffusion_core import AfterStep, diffuse
 from .image_inputs import (
@@ -102,7 +102,7 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         Usage: `UnifiedDiffusionImagePipeline.from_pretrained()`
         """
         path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if not is_model_folder(path):
+        if not is_model_checkpoint(path, **hub_options(kwargs)):
             return super().from_pretrained(path, **kwargs)
         scheduler, vae = load_image_parts(path, kwargs.get("dtype"))
         transformer, _, tokenizer = load_parts(path, **kwargs)

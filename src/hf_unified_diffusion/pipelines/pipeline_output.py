@@ -8,6 +8,8 @@ from jaxtyping import Float, Float32, Int
 from PIL.Image import Image
 from torch import Tensor
 
+from ..conditioning.rejection import Attempt
+
 
 @dataclass
 class UnifiedDiffusionTextPipelineOutput(BaseOutput):
@@ -21,6 +23,7 @@ class UnifiedDiffusionTextPipelineOutput(BaseOutput):
         finished: whether the row ended by itself, by its end token or a stop rule, before `max_new_tokens`.
         num_forward_passes: passes through the network, those for guidance and for checking drafts included.
         acceptance_rate: share of drafted tokens that the check kept; None without `check_drafts`.
+        energy_history: the attempts of each row; None without energies.
     """
 
     sequences: Int[Tensor, "batch length"]
@@ -30,6 +33,7 @@ class UnifiedDiffusionTextPipelineOutput(BaseOutput):
     finished: list[bool] | None = None
     num_forward_passes: int = 0
     acceptance_rate: float | None = None
+    energy_history: list[tuple[Attempt, ...]] | None = None
 
 
 @dataclass

@@ -12,15 +12,22 @@ from transformers import PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from ..codecs.text_codec import TextCodec, pad_right
+from ..conditioning.energies_text import TextEnergy
 from ..conditioning.guidance import guided, without_tokens
+from ..conditioning.rejection import Attempt
 from ..conditioning.schema_constraint import SchemaConstraint
-from ..contracts import Denoiser
+from ..contracts import Condition, Denoiser
+from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .canvas_filling import CanvasFiller
-from .checkpoints import EMBEDDED_CHECKPOINT, is_model_folder, load_parts
+from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_parts
 from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
+from .control_inputs import ControlInput, gather_controls
+from .energy_writing import EnergyWriter, Run, Shape, TextEnergies, Write
+from .lora import LoraMixin, row_adapters
+from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
 from .step_hooks import Callback, step_hook, tensor_names
 from .text_inputs import (
@@ -31,14 +38,18 @@ from .text_inputs import (
     check_room,
     gather_rows,
     given_constraint,
+    matched_condition,
     row_generators,
     stop_strings,
 )
 from .text_rows import EndRule, RowWriter, stop_at
 from .text_writing import CheckedWriting, place_between, remember_rows, write_blocks, write_canvas
 
+# ControlNets, what is attended to besides, and each row's adapter
+Steering = tuple[Sequence[ControlInput], Condition | None, list[str] | None]
 
-class UnifiedDiffusionTextPipeline(DiffusionPipeline):
+
+class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeline):
     """Writes text with a `UnifiedDiffusionModel`.
 
     Args:
@@ -83,12 +94,13 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder or a name on the Hub.
-            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`.
+            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`,
+                `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Usage: `UnifiedDiffusionTextPipeline.from_pretrained()`
         """
         path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if is_model_folder(path):
+        if is_model_checkpoint(path, **hub_options(kwargs)):
             return cls(*load_parts(path, **kwargs))
         return super().from_pretrained(path, **kwargs)
 
@@ -113,15 +125,27 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         ordering: str | None = None,
         entropy_bound: float | None = None,
         canvas: Int[Tensor, "batch length"] | None = None,
+        condition: Condition | None = None,
         check_drafts: bool = False,
         constraint: SchemaConstraint | None = None,
         json_schema: Mapping[str, Any] | bool | str | None = None,
         tools: Sequence[Mapping[str, Any] | Callable] | None = None,
         regex: str | None = None,
+        controlnet: UnifiedControlNetModel | Sequence[UnifiedControlNetModel] | None = None,
+        control_hint: Any = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
+        energies: Sequence[TextEnergy] = (),
+        energy_scale: float = 1.0,
+        energy_retries: int = 3,
+        energy_growth: float = 2.0,
+        num_candidates: int = 1,
         stop: str | list[str] | None = None,
         end_rules: Sequence[EndRule] = (),
         at_bound: EndRule | None = None,
         num_return_sequences: int = 1,
+        adapter_names: Sequence[str | None] | None = None,
         seed: int | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
@@ -148,18 +172,34 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
                 `MaskedDiffusionScheduler`.
             canvas: int64 (1 or B, n) token ids after the prompt; only its mask tokens are filled. Sets
                 `max_new_tokens`.
+            condition: what the network attends to besides, a memory say; 1 row or as many as the prompts. Guidance
+                strengthens it too.
             check_drafts: let the causal path check every drafted block and keep what it would have written itself: text
                 distributed as the autoregressive model's, at that temperature. Each draft takes the passes of one
                 block, and there are as many drafts as it needs.
             constraint: what each text must be, always: see `SchemaConstraint`. Whitespace at the end of a prompt then
                 stays as it is. A canvas must be such a text as a whole; with a suffix, all between is one.
             json_schema, tools, regex: for `SchemaConstraint.from_json_schema`, `.from_tools`, `.from_regex`, instead.
+            controlnet: one or several that were made for the transformer; what they add is summed. With guidance they
+                act on the branch of the prompt, which is pushed away from the one without them.
+            control_hint: what the ControlNet reads: a string, one a prompt, or a `Segment`; a list of these, one for
+                each, where there are several.
+            controlnet_conditioning_scale: the weight of what it adds; one for all, or a list.
+            control_guidance_start, control_guidance_end: when it acts, in shares of the canvas uncovered; or lists.
+                With an end below 1 the context, and what `check_drafts` goes by, is left alone.
+            energies: wishes such as `ForbiddenWords` and `RequiredWords`, each with its weight; rows are then written
+                one by one, checked, and written again where they fail (`energy_history` of the output tells).
+            energy_scale: what all weights are multiplied by; 0 is as without energies.
+            energy_retries, energy_growth: how often a rejected text is written again, and by what the scale then grows.
+            num_candidates: texts of each attempt, one of which is drawn by its energies.
             stop: strings that end the text; they are left out.
             end_rules: functions (prompt, completion) -> characters of the completion to keep, or None to go on; asked
                 after each block.
             at_bound: such a function for a text that reached `max_new_tokens`, asked once; None keeps all. A streamer
                 has seen the rest by then.
             num_return_sequences: texts per prompt, one after the other.
+            adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
+                those of `set_adapters`.
             seed: at least 0; row i always draws the same numbers from a seed.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, t, tensors) and returns the tensors, `sample` possibly changed.
@@ -197,9 +237,13 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         constraint = given_constraint(constraint, json_schema, tools, regex)
         if (end_rules or at_bound) and constraint is not None:
             raise ValueError("stop, end_rules, at_bound must be left out with a constraint: it says where a text ends")
+        wishes = TextEnergies(energies, energy_scale, energy_retries, energy_growth, num_candidates)
+        wishes.check(options, streamer is not None)
         codec = TextCodec(self.tokenizer)
         heal = constraint is None
         rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal)
+        condition = matched_condition(condition, len(rows), num_return_sequences)
+        row_names = row_adapters(self.transformer, adapter_names, len(rows), num_return_sequences)
         check_room(rows, options.largest_context, config.max_position_embeddings)
         if streamer is not None and len(rows) > 1:
             raise ValueError(f"a streamer takes one row, got {len(rows)}")
@@ -207,23 +251,44 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         scheduler = self._scheduler_with(**changes, ordering=ordering, entropy_bound=entropy_bound)
         constrained = self._constrained(constraint, codec, scheduler, rows, options)
+        counts = len(rows), num_return_sequences, self._pad_token_id(), device
+        ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
+        controls = gather_controls(controlnet, control_hint, *ranges, codec, *counts)
+        steering = controls, condition, row_names
+        if energies and len(rows) > 1 and (controls or condition is not None or row_names is not None):
+            raise ValueError(
+                "controlnet, condition and adapter_names must be left out with energies and several rows, "
+                f"got {len(rows)} rows: rows are then written one by one"
+            )
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
+        history = None
         with evaluating(self.transformer), self.progress_bar(total=steps) as progress:
             on_step = step_hook(self, callback_on_step_end, names, streamer, progress)
             ends = [] if options.fixed_length else self._end_token_ids()
-            filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, constrained)
-            writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
+
+            def write(rows: TextRows, generators: Sequence[Generator], shape: Shape | None) -> Run:
+                under = constrained
+                if shape is not None:  # one row of several, perhaps once more
+                    under = self._constrained(constraint, codec, scheduler, rows, options)
+                filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, under)
+                writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
+                passes, acceptance_rate = self._write(rows, options, filler, writer, steering, device, shape)
+                writer.close()
+                return Run(writer, passes, acceptance_rate)
+
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
-            passes, acceptance_rate = self._write(rows, options, filler, writer, device)
-            writer.close()
+            if wishes.is_on:
+                run, history = self._energy_writer(wishes, write).run(rows, generators)
+            else:
+                run = write(rows, generators, None)
         if streamer is not None:
             if rows.suffix_ids[0]:
                 streamer.put(torch.tensor(rows.suffix_ids[0], dtype=torch.int64))
             streamer.end()
         self.maybe_free_model_hooks()
-        output = self._output(rows, writer, options.output_type, passes, acceptance_rate)
+        output = self._output(rows, run, options.output_type, history)
         return output if return_dict else output.to_tuple()
 
     def _constrained(
@@ -245,17 +310,34 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             constrained.check_canvas(rows.canvas)
         return constrained
 
+    def _energy_writer(self, wishes: TextEnergies, write: Write) -> EnergyWriter:
+        return EnergyWriter(wishes, self.transformer, self.modality, tuple(self._end_token_ids()), write)
+
     def _write(
-        self, rows: TextRows, options: TextOptions, filler: CanvasFiller, writer: RowWriter, device: torch.device
+        self,
+        rows: TextRows,
+        options: TextOptions,
+        filler: CanvasFiller,
+        writer: RowWriter,
+        steering: Steering,
+        device: torch.device,
+        shape: Shape | None,
     ) -> tuple[int, float | None]:
         """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
-        contexts = [ContextDenoiser(self.transformer, self.modality, mask)]
+        controls, condition, adapter_names = steering
+        contexts = [ContextDenoiser(self.transformer, self.modality, mask, condition=condition)]
+        for control in controls:
+            contexts[0] = control.apply(contexts[0])
         denoiser: Denoiser = contexts[0]
         if options.guidance_scale != 1:
             contexts.append(ContextDenoiser(self.transformer, self.modality, mask))
             remember_rows(contexts[1], rows.negative_ids, pad, device)
             denoiser = guided(contexts[0], contexts[1], options.guidance_scale)
+        for context in contexts:
+            context.adapter_names = adapter_names
+        if shape is not None:
+            denoiser = shape(denoiser, writer)
         opening = allowed_openings(rows, writer.codec, self.transformer.config.vocab_size, device)
         acceptance_rate = None
         if options.fixed_length:
@@ -277,8 +359,9 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
         return sum(context.num_passes for context in contexts), acceptance_rate
 
     def _output(
-        self, rows: TextRows, writer: RowWriter, output_type: str, passes: int, acceptance_rate: float | None
+        self, rows: TextRows, run: Run, output_type: str, history: list[tuple[Attempt, ...]] | None
     ) -> UnifiedDiffusionTextPipelineOutput:
+        writer = run.writer
         parts = zip(rows.prompt_ids, writer.ids, rows.suffix_ids, strict=True)
         sequences = [[*prompt, *new, *suffix] for prompt, new, suffix in parts]
         texts = completions = None
@@ -291,8 +374,9 @@ class UnifiedDiffusionTextPipeline(DiffusionPipeline):
             completions=completions,
             completion_ids=[torch.tensor(ids, dtype=torch.int64) for ids in writer.ids],
             finished=writer.finished,
-            num_forward_passes=passes,
-            acceptance_rate=acceptance_rate,
+            num_forward_passes=run.num_passes,
+            acceptance_rate=run.acceptance_rate,
+            energy_history=history,
         )
 
     def _end_token_ids(self) -> list[int]:

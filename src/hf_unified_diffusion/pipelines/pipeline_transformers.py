@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Generator
 from transformers import Pipeline
 
+from ..hub import CardFacts, PushMixin
 from .checkpoints import has_image_parts, load_image_parts, save_image_parts, scheduler_from
 from .pipeline_code import UnifiedDiffusionCodePipeline
 from .pipeline_image import UnifiedDiffusionImagePipeline
@@ -23,7 +25,7 @@ ANSWERS = {
 PER_PROMPT = ("suffix", "negative_prompt", "image", "mask_image")
 
 
-class UnifiedDiffusionTaskPipeline(Pipeline):
+class UnifiedDiffusionTaskPipeline(PushMixin, Pipeline):
     """The task "unified-diffusion": strings in, `{"generated_text": ...}` or `{"generated_image": ...}` out.
 
     Usage:
@@ -137,6 +139,14 @@ class UnifiedDiffusionTaskPipeline(Pipeline):
         if has_image_parts(self.model.config._name_or_path):
             drawer = self.writer("image")
             save_image_parts(save_directory, drawer.scheduler, drawer.vae)
+
+    def card_facts(self) -> CardFacts:
+        """Of the model, and how `pipeline` loads it."""
+        usage = (
+            "import hf_unified_diffusion\nfrom transformers import pipeline\n\n"
+            'write = pipeline("unified-diffusion", model="{repo_id}")'
+        )
+        return replace(self.model.card_facts(), usage=usage)
 
 
 def rows_of(value: object, count: int, part: slice) -> object:

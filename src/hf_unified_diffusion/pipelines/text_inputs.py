@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from ..codecs.text_codec import TextCodec
 from ..conditioning.guidance import check_guidance_scale
 from ..conditioning.schema_constraint import SchemaConstraint
+from ..contracts import Condition
 from ..processes.randomness import spawn_generators
 
 OUTPUT_TYPES = ("text", "seq")
@@ -153,6 +154,17 @@ def matched(name: str, value: object, count: int | None) -> list[str] | None:
     if count is not None and len(texts) != count:
         raise ValueError(f"{name} must be one string or as many as the prompts ({count}), got {len(texts)}")
     return texts
+
+
+def matched_condition(condition: Condition | None, num_rows: int, repeats: int) -> Condition | None:
+    """A condition of one row, or of one a prompt, with one row for each of the batch; ValueError for other counts."""
+    if condition is None:
+        return None
+    given = len(condition.tokens)
+    if given not in (1, num_rows // repeats):
+        raise ValueError(f"condition must have 1 row or as many as the prompts ({num_rows // repeats}), got {given}")
+    place = torch.arange(num_rows, device=condition.tokens.device) // repeats
+    return condition.select(torch.zeros_like(place) if given == 1 else place)
 
 
 def gather_rows(

@@ -51,6 +51,16 @@ class RowWriter:
         self.ids: list[list[int]] = [[] for _ in rows.prompts]
         self.finished = [False] * len(rows)
 
+    def of_rows(self, rows: TextRows) -> "RowWriter":
+        """An empty writer of other rows."""
+        return RowWriter(self.codec, rows, self.most, self.end_rules, self.streamer, self.at_bound)
+
+    def take(self, row: int, other: "RowWriter") -> None:
+        """Take over as a row what a writer of one row has."""
+        self.ids[row], self.finished[row] = other.ids[0], other.finished[0]
+        if 0 in other.cut:
+            self.cut[row] = other.cut[0]
+
     @property
     def remaining(self) -> list[int]:
         """How many tokens each row may still get."""

@@ -11,7 +11,7 @@ from ..codecs.text_codec import pad_right
 from ..conditioning.guidance import beginning_with
 from ..contracts import Denoiser
 from .canvas_filling import CanvasFiller
-from .context_denoiser import ContextDenoiser, forget_last
+from .context_denoiser import ContextDenoiser
 from .draft_check import Sampling, Verdict, check_draft
 from .text_inputs import TextRows
 from .text_rows import RowWriter
@@ -176,7 +176,7 @@ class CheckedWriting:
         is_independent = self.num_steps == 1 and self.filler.constrained is None
         draft_logits = self.filler.draft_logits if is_independent else None
         verdict = check_draft(draft, real, target, draft_logits, sampling, self.filler.generators)
-        forget_last(context.cache, real.sum(dim=1) - verdict.accepted)
+        context.forget(real.sum(dim=1) - verdict.accepted)
         return verdict
 
 

@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..hub import CardFacts, PushMixin
 from ..processes.randomness import Generators, check_rows, uniform
 from ..processes.schedules import find_schedule
 from ..processes.times import find_warp, time_grid
@@ -45,7 +46,7 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
     remasked: Bool[Tensor, "batch length"]
 
 
-class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
+class MaskedDiffusionScheduler(PushMixin, SchedulerMixin, ConfigMixin):
     """Uncovers a canvas of masks step by step (arXiv:2406.07524), the surest tokens first.
 
     `timesteps` are mask probabilities in (0, 1], falling: what the network is told as its time. A step from one to the
@@ -100,6 +101,15 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         checks.check_committing(ordering, entropy_bound, confidence_threshold, remask_rate)
         self._schedule, self._warp = find_schedule(schedule), find_warp(spacing)
         self.set_timesteps(num_inference_steps)
+
+    def card_facts(self) -> CardFacts:
+        """The settings."""
+        return CardFacts(
+            what="Settings of a scheduler of masked diffusion.",
+            usage="from hf_unified_diffusion import MaskedDiffusionScheduler\n\n"
+            'scheduler = MaskedDiffusionScheduler.from_pretrained("{repo_id}")',
+            numbers={key: value for key, value in self.config.items() if not key.startswith("_")},
+        )
 
     def set_timesteps(
         self,

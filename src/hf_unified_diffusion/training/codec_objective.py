@@ -107,9 +107,7 @@ class CodecObjective(nn.Module):
 
 
 @torch.no_grad()
-def fold_normalization(
-    vae: AutoencoderDC, mean: Float[Tensor, "width"], std: Float[Tensor, "width"]
-) -> AutoencoderDC:
+def fold_normalization(vae: AutoencoderDC, mean: Float[Tensor, "width"], std: Float[Tensor, "width"]) -> AutoencoderDC:
     """The same autoencoder whose encoder gives (latents - mean) / std, exactly.
 
     Its output convolution takes it in; an average over groups of channels beside it (`encoder_out_shortcut`) becomes
@@ -128,7 +126,9 @@ def fold_normalization(
     return folded.eval()
 
 
-def psnr_db(x: Float[Tensor, "batch 3 height width"], y: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch"]:
+def psnr_db(
+    x: Float[Tensor, "batch 3 height width"], y: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch"]:
     """Peak signal-to-noise ratio in dB of each picture; pixels in [-1, 1], clamped there."""
     squared = (x.clamp(-1, 1) - y.clamp(-1, 1)).square().flatten(1).mean(1) / 4
     return -10 * torch.log10(squared.clamp(min=1e-10))

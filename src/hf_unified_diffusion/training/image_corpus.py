@@ -33,10 +33,14 @@ SPRITE_SOURCES = ("noto", "twemoji", "fluent_emoji_flat", "emojione", "streamlin
 PASTELS = ("#fdf1dc", "#e4f1fb", "#e8f6e6", "#fbe6ea", "#efe9f8", "#f4f4f0", "#fff9d9", "#dff3f1", "#e9e3da")
 FEATURES = Features(
     {
-        "png": Value("binary"), "captions": List(Value("string")), "concept": Value("string"), "source": Value("string"),
-        "licence": Value("string"), "attributes": Value("string"),
+        "png": Value("binary"),
+        "captions": List(Value("string")),
+        "concept": Value("string"),
+        "source": Value("string"),
+        "licence": Value("string"),
+        "attributes": Value("string"),
     }
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -205,11 +209,14 @@ def write_image_report(report: dict, folder: Path) -> Path:
     """Write image_data_report.json and image_data_report.md into the folder; return the path of the latter."""
     licences = {package.source: package.licence for package in load_packages(IMAGE_SOURCES_FILE)}
     lines = [
-        "# Captioned pictures", "",
-        f"Written by `make data-images` (`examples/prepare_images.py`): pictures of {report['side']} px. Concepts of validation "
-        "and test have no picture in train; seen holds one style of concepts of train.", "",
-        "| source | licence | train | validation | test | seen | could not be drawn |", "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "# Captioned pictures",
+        "",
+        f"Written by `make data-images` (`examples/prepare_images.py`): pictures of {report['side']} px. Concepts of "
+        "validation and test have no picture in train; seen holds one style of concepts of train.",
+        "",
+        "| source | licence | train | validation | test | seen | could not be drawn |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for source in sorted({source for counts in report["pictures"].values() for source in counts}):
         numbers = [f"{report['pictures'][split][source]:,}" for split in SPLITS]
         licence = licences.get(source, "those of its drawings")

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, ImageOps
 
@@ -79,7 +80,7 @@ class SvgRenderer:
         return None if content is None else (is_drawn, content)
 
 
-def read_exactly(stream: io.RawIOBase, length: int) -> bytes | None:
+def read_exactly(stream: IO[bytes], length: int) -> bytes | None:
     """So many bytes, None when the stream ends before."""
     parts = []
     while length > 0 and (part := stream.read(length)):
@@ -105,10 +106,8 @@ def sprite(drawing: Drawing, side: int, renderer: SvgRenderer) -> Image.Image:
 
     Raises RenderError, also for a drawing of which next to nothing is visible.
     """
-    if drawing.is_svg:
-        picture = renderer.render(drawing.content, drawing.aspect, side)
-    else:
-        picture = open_raster(drawing.content)
+    is_svg, content = drawing.is_svg, drawing.content
+    picture = renderer.render(content, drawing.aspect, side) if is_svg else open_raster(content)
     box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
     if box is None or (box[2] - box[0]) * (box[3] - box[1]) < 0.02 * side * side:
         raise RenderError(f"a drawing must show something, got {box} of {picture.size}")

@@ -10,9 +10,18 @@ from PIL import Image, ImageOps
 from .image_concepts import plural, with_article
 
 COLOURS = {
-    "red": "#e0251f", "orange": "#f58a1f", "yellow": "#f7d21e", "green": "#2fa84f", "blue": "#2463d6", "purple": "#8038b8",
-    "pink": "#f27fb2", "brown": "#8a5a32", "black": "#1c1c1c", "gray": "#8e9499", "turquoise": "#2bc4c0",
-}  # fmt: skip
+    "red": "#e0251f",
+    "orange": "#f58a1f",
+    "yellow": "#f7d21e",
+    "green": "#2fa84f",
+    "blue": "#2463d6",
+    "purple": "#8038b8",
+    "pink": "#f27fb2",
+    "brown": "#8a5a32",
+    "black": "#1c1c1c",
+    "gray": "#8e9499",
+    "turquoise": "#2bc4c0",
+}
 SHAPES = {
     "circle": '<circle cx="50" cy="50" r="48"/>',
     "square": '<rect x="4" y="4" width="92" height="92"/>',
@@ -23,9 +32,12 @@ SHAPES = {
     "rectangle": '<rect x="2" y="24" width="96" height="52"/>',
     "oval": '<ellipse cx="50" cy="50" rx="48" ry="30"/>',
     "cross": '<polygon points="34,2 66,2 66,34 98,34 98,66 66,66 66,98 34,98 34,66 2,66 2,34 34,34"/>',
-    "heart": '<path d="M50 94C20 70 2 52 2 30C2 12 16 4 28 4C38 4 46 10 50 18C54 10 62 4 72 4C84 4 98 12 98 30C98 52 80 70 50 94Z"/>',
+    "heart": (
+        '<path d="M50 94C20 70 2 52 2 30C2 12 16 4 28 4C38 4 46 10 50 18'
+        'C54 10 62 4 72 4C84 4 98 12 98 30C98 52 80 70 50 94Z"/>'
+    ),
     "ring": '<path fill-rule="evenodd" d="M50 2A48 48 0 1 1 49.9 2ZM50 26A24 24 0 1 0 50.1 26Z"/>',
-}  # fmt: skip
+}
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 MAX_TINTED_LUMINANCE = 235  # of 255: a drawing all white has no shade to carry a colour

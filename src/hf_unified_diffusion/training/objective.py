@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from ..contracts import Segment
+from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .flow_layout import FLOW, FlowConfig, FlowTarget, latent_layout
 from .latent_data import LatentBatch
@@ -101,13 +102,15 @@ class ScoreNetworkObjective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, parts: Sequence[tuple[Segment, Target | FlowTarget]]) -> dict[str, Float[Tensor, ""]]:
+    def forward(
+        self, parts: Sequence[tuple[Segment, Target | FlowTarget]], controls: Sequence[Control] = ()
+    ) -> dict[str, Float[Tensor, ""]]:
         """The loss and its parts.
 
         In nats per token: `causal`, `canvas` (weights clipped) and `hidden` (unweighted). For latents: `flow` (weighted
         as the configuration says) and `clean` (the squared error of x_0).
         """
-        hidden, _ = self.model.features([segment for segment, _ in parts])
+        hidden, _ = self.model.features([segment for segment, _ in parts], controls=controls)
         losses: Losses = {}
         for features, (segment, target) in zip(hidden, parts, strict=True):
             if isinstance(target, FlowTarget):

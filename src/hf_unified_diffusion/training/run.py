@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -156,7 +156,8 @@ class TrainingRun:
     """Model, optimizer, moving average and data of a run; each step is a function of its number.
 
     With `quantization` the network computes with rounded weights, that start from `codes` if these are given (see
-    `RoundedWeights`); what is saved stays dense.
+    `RoundedWeights`); what is saved stays dense. `save_model` writes what is to be kept of the model, an adapter for
+    instance; all of it by default.
 
     Usage:
         data = [TokenRows(packed, rows=8), CaptionedLatents(shards, tokenizer)]
@@ -174,12 +175,13 @@ class TrainingRun:
         settings: RunSettings,
         quantization: ArrowQuantConfig | None = None,
         codes: Mapping[str, Codes] | None = None,
+        save_model: Callable[[UnifiedDiffusionModel, Path], None] = UnifiedDiffusionModel.save_pretrained,
     ):
         self.accelerator, self.tokenizer, self.settings = accelerator, tokenizer, settings
         self.data = {source.modality: source for source in data}
         self.shares = dict(settings.shares) or dict.fromkeys(self.data, 1)
         check_shares(self.shares, list(self.data))
-        self.config, self.model = objective.config, objective.model
+        self.config, self.model, self.save_model = objective.config, objective.model, save_model
         self.parameters = trainable_parameters(objective.model, list(self.data), settings.train_only)
         optimizer = adamw(self.parameters, settings.weight_decay, settings.beta2)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
@@ -261,7 +263,7 @@ class TrainingRun:
             finish_saving(folder)
             remove(partial)
             with self.averaged() as model:
-                model.save_pretrained(partial / "model")
+                self.save_model(model, partial / "model")
             self.tokenizer.save_pretrained(partial / "model")
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial / "state"))

@@ -80,6 +80,22 @@ def write_packed(shards: list[Path], tokenizer: PreTrainedTokenizerFast, modalit
         texts += [row["prompt"] + row["text"] for row in rows if row["modality"] == modality]
     if not texts:
         raise ValueError(f"no document of modality {modality!r} in {[shard.name for shard in shards]}")
+    packed = pack_texts(texts, tokenizer, modality, seed)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    partial = stem.with_suffix(f".{os.getpid()}.partial.npz")  # two runs may pack the same shards at once
+    np.savez(partial, tokens=packed.tokens, documents=packed.documents, num_bytes=packed.num_bytes)
+    partial.replace(stem.with_suffix(".npz"))
+
+
+def pack_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, modality: str, seed: int = 0) -> PackedTokens:
+    """Tokenize documents, shuffled, one after the other.
+
+    Usage: `pack_texts(load_dataset("parquet", data_files=file, split="train")["text"], tokenizer, "text")`
+    Raises ValueError if there is no document.
+    """
+    texts = list(texts)
+    if not texts:
+        raise ValueError(f"texts of modality {modality!r} must hold at least one document, got none")
     random = np.random.default_rng(seed)
     random.shuffle(texts)
     backend = plain_text_tokenizer(tokenizer)
@@ -90,11 +106,7 @@ def write_packed(shards: list[Path], tokenizer: PreTrainedTokenizerFast, modalit
             tokens.append(np.asarray(encoding.ids + end, dtype=np.uint32 if len(tokenizer) > 65536 else np.uint16))
             lengths.append(len(tokens[-1]))
     documents = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    partial = stem.with_suffix(f".{os.getpid()}.partial.npz")  # two runs may pack the same shards at once
-    num_bytes = sum(len(text.encode()) for text in texts)
-    np.savez(partial, tokens=np.concatenate(tokens), documents=documents, num_bytes=num_bytes)
-    partial.replace(stem.with_suffix(".npz"))
+    return PackedTokens(np.concatenate(tokens), documents, modality, sum(len(text.encode()) for text in texts))
 
 
 def plain_text_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

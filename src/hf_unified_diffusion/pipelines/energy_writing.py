@@ -1,0 +1,172 @@
+"""Writing under energies, row by row: shaped logits, candidates by importance weights, checks and retries."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Generator, Tensor
+
+from ..conditioning.energies_text import Length, TextEnergy, Writing, WrittenText
+from ..conditioning.energy import check_energies, check_scale, with_token_energy
+from ..conditioning.rejection import Attempt, accepted_sample, check_retries
+from ..contracts import Condition, Denoiser
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .context_denoiser import ContextDenoiser
+from .text_inputs import TextOptions, TextRows, check_positive
+from .text_rows import RowWriter
+
+# (denoiser, the row's writer) -> the denoiser to write with
+Shape = Callable[[Denoiser, RowWriter], Denoiser]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass of the loop over some rows: what was written, the forward passes, the acceptance of drafts."""
+
+    writer: RowWriter
+    num_passes: int
+    acceptance_rate: float | None
+
+
+# (rows, generators, shape) -> what is written
+Write = Callable[[TextRows, Sequence[Generator], Shape | None], Run]
+
+
+@dataclass(frozen=True)
+class TextEnergies:
+    """The energies of a request, checked at the door.
+
+    Attributes:
+        scale: eta; 0 is as without energies.
+        retries: how often a rejected text is written again.
+        growth: what the scale is multiplied by each time.
+        num_candidates: texts of each attempt, of which one is drawn by its energies.
+    """
+
+    energies: Sequence[TextEnergy]
+    scale: float
+    retries: int
+    growth: float
+    num_candidates: int
+
+    def __post_init__(self) -> None:
+        check_energies(self.energies, TextEnergy, "a TextEnergy such as ForbiddenWords")
+        names = [energy.name for energy in self.energies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"energies must have names of their own, got {names}")
+        check_scale("energy_scale", self.scale)
+        check_retries(self.retries, self.growth)
+        check_positive("num_candidates", self.num_candidates)
+        waiting = [energy.name for energy in self.energies if energy.needs_candidates]
+        if waiting and self.num_candidates == 1:
+            raise ValueError(f"num_candidates must be at least 2 with {waiting}, got 1: it would do nothing")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.energies) and self.scale > 0
+
+    def check(self, options: TextOptions, streams: bool) -> None:
+        """Raise ValueError where a request cannot be written under energies."""
+        if not self.energies:
+            return
+        if options.check_drafts:
+            raise ValueError("check_drafts must be False with energies: drafts are checked without them")
+        if streams:
+            raise ValueError("streamer must be left out with energies: a rejected text is written again")
+        for energy in self.energies:
+            if isinstance(energy, Length) and options.fixed_length:
+                raise ValueError("Length must be left out with a suffix or a canvas: its length is fixed")
+            if isinstance(energy, Length) and energy.fewest > options.max_new_tokens:
+                raise ValueError(
+                    f"the fewest tokens of Length must be at most max_new_tokens ({options.max_new_tokens}), "
+                    f"got {energy.fewest}"
+                )
+
+
+@dataclass(frozen=True)
+class EnergyWriter:
+    """Writes the rows of a request under energies."""
+
+    given: TextEnergies
+    model: UnifiedDiffusionModel
+    modality: str
+    end_token_ids: tuple[int, ...]
+    write: Write
+
+    def run(self, rows: TextRows, generators: Sequence[Generator]) -> tuple[Run, list[tuple[Attempt, ...]]]:
+        """Write all rows; gives what was written and each row's history."""
+        writers, histories = [], []
+        for number, generator in enumerate(generators):
+            alone = only(rows, number)
+
+            def draw(
+                scale: float, alone: TextRows = alone, generator: Generator = generator
+            ) -> tuple[RowWriter, Attempt]:
+                return self._attempt(alone, generator, scale)
+
+            writer, history = accepted_sample(draw, self.given.scale, self.given.retries, self.given.growth)
+            writers.append(writer)
+            histories.append(history)
+        together = writers[0].of_rows(rows)
+        for number, writer in enumerate(writers):
+            together.take(number, writer)
+        passes = sum(attempt.num_passes for history in histories for attempt in history)
+        return Run(together, passes, None), histories
+
+    def _attempt(self, row: TextRows, generator: Generator, scale: float) -> tuple[RowWriter, Attempt]:
+        """Candidates, and one of them drawn with the weights exp(-scale * weight * energy)."""
+        runs = [self.write(row, [generator], self._shape(scale)) for _ in range(self.given.num_candidates)]
+        texts = [self._text(row, run.writer) for run in runs]
+        energies = [{energy.name: energy.of_text(text) for energy in self.given.energies} for text in texts]
+        chosen = 0
+        if len(runs) > 1:
+            weights = {energy.name: scale * energy.weight for energy in self.given.energies}
+            totals = [-sum(weights[name] * value for name, value in of.items()) for of in energies]
+            probs = torch.tensor(totals, dtype=torch.float64).softmax(dim=0).to(generator.device)
+            chosen = int(torch.multinomial(probs, 1, generator=generator))
+        accepted = {energy.name: energy.accepts(texts[chosen]) for energy in self.given.energies}
+        passes = sum(run.num_passes for run in runs)
+        return runs[chosen].writer, Attempt(scale, energies[chosen], accepted, passes)
+
+    def _shape(self, scale: float) -> Shape:
+        mask_token_id = self.model.config.mask_token_id
+
+        def shape(denoiser: Denoiser, writer: RowWriter) -> Denoiser:
+            def denoise(x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+                writing = Writing(writer.codec, tuple(writer.ids[0]), self.end_token_ids)
+                parts = [(energy.weight, energy.of_canvas(writing)) for energy in self.given.energies]
+                shaping = [(weight, of) for weight, of in parts if of is not None and weight > 0]
+                if not shaping:
+                    return denoiser(x_t, t, condition)
+
+                def energy(probs: Tensor) -> Tensor:
+                    return torch.stack([weight * of(probs) for weight, of in shaping]).sum(dim=0)
+
+                return with_token_energy(denoiser, energy, scale, mask_token_id)(x_t, t, condition)
+
+            return denoise
+
+        return shape
+
+    def _text(self, row: TextRows, writer: RowWriter) -> WrittenText:
+        ids = tuple(writer.ids[0])
+        return WrittenText(writer.completion(0), ids, cache(lambda: self._causal_nats(row, ids)))
+
+    def _causal_nats(self, row: TextRows, ids: tuple[int, ...]) -> float:
+        """Mean negative log-likelihood of a completion after its prompt, in nats a token; 0 for no token."""
+        whole = [*row.prompt_ids[0], *ids]
+        first = max(1, len(row.prompt_ids[0]))  # nothing predicts the first token of all
+        if len(whole) <= first:
+            return 0.0
+        context = ContextDenoiser(self.model, self.modality, self.model.config.mask_token_id)
+        tokens = torch.tensor([whole], device=self.model.device)
+        logits = context.read(tokens)[0].float()
+        return float(torch.nn.functional.cross_entropy(logits[first - 1 : -1], tokens[0, first:]))
+
+
+def only(rows: TextRows, number: int) -> TextRows:
+    """One row of a batch."""
+    one = {name: value[number : number + 1] for name, value in vars(rows).items() if value is not None}
+    return replace(rows, **one)

@@ -1,0 +1,120 @@
+"""What the engine generates, on the command line: the engine's own outputs, by pipes, files and JSON."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hf_unified_diffusion import ArrowEngine
+from hf_unified_diffusion.cli import main
+from tests.tiny import save_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
+    engine = ArrowEngine.from_pretrained(checkpoint)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def run(checkpoint, capsys, monkeypatch):
+    def command(*arguments, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        main([*arguments, "--checkpoint", checkpoint])
+        return capsys.readouterr().out
+
+    return command
+
+
+SHORT = ("--max-new-tokens", "6", "--seed", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((), {}),
+        (("--num-steps", "6"), {"num_steps": 6}),
+        (("--temperature", "0", "--guidance-scale", "2"), {"temperature": 0, "guidance_scale": 2.0}),
+        (("--modality", "code", "--top-k", "3", "--top-p", "0.5"), {"modality": "code", "top_k": 3, "top_p": 0.5}),
+        (("--stop", "e", "--stop", "a"), {"stop": ["e", "a"]}),
+    ],
+)
+def test_generate_gives_the_engines_text_with_the_same_defaults(run, engine, arguments, options):
+    assert run("generate", "ab", *SHORT, *arguments) == engine.diffuse("ab", max_new_tokens=6, seed=1, **options) + "\n"
+
+
+def test_what_is_piped_in_is_the_prompt_and_json_reproduces(run):
+    told = json.loads(run("generate", "--json", "--max-new-tokens", "6", stdin="two\nlines\n"))
+    assert told["text"].startswith("two\nlines") and told["passes"] > 0
+    again = json.loads(
+        run("generate", "--json", "--max-new-tokens", "6", "--seed", str(told["seed"]), stdin="two\nlines")
+    )
+    assert again == told
+
+
+def test_a_file_gets_the_text_and_standard_output_nothing(run, tmp_path):
+    text = run("generate", "ab", *SHORT)
+    assert run("generate", "ab", *SHORT, "-o", str(tmp_path / "out.txt")) == ""
+    assert (tmp_path / "out.txt").read_text() == text
+
+
+def test_a_schema_is_kept_to(run, tmp_path):
+    (tmp_path / "schema.json").write_text('{"enum": ["yes", "no"]}')
+    text = run("generate", "ab", "--max-new-tokens", "8", "--seed", "0", "--json-schema", str(tmp_path / "schema.json"))
+    assert json.loads(text.removeprefix("ab")) in ("yes", "no")
+
+
+@pytest.mark.parametrize(("text", "before", "after"), [("ab ____ yz", "ab ", " yz"), ("____ yz", None, " yz")])
+def test_infill_writes_where_the_mark_is(run, engine, text, before, after):
+    assert run("infill", *SHORT, stdin=text) == engine.diffuse(before, suffix=after, max_new_tokens=6, seed=1) + "\n"
+
+
+def test_bench_tells_what_it_timed(run):
+    told = json.loads(run("bench", "--json", "--repeats", "1", "--max-new-tokens", "4"))
+    assert 0 < told["tokens"] <= 4 and told["text_s"] > 0 and told["tokens_per_s"] > 0 and told["passes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate",), "text must be given as an argument or on standard input"),
+        (("generate", "ab", "--max-new-tokens", "0"), "max_new_tokens must be an integer of at least 1, got 0"),
+        (("generate", "ab", "--mode", "ar"), "mode 'ar' needs an ar_model"),
+        (("generate", "ab", "--mode", "ar", "--num-steps", "3"), "num_steps must be left out with --mode ar"),
+        (("generate", "ab", "--memory-strength", "1"), "need --memory"),
+        (("generate", "ab", "--memory", "/nowhere"), "memory must be a folder"),
+        (("infill", "no gap"), "must hold the mark '____' once, got 0"),
+        (("infill", "____ ____"), "got 2"),
+        (("draw", "a cat", "-o", "cat.png"), "modality 'image' needs an autoencoder"),
+        (("speak", "hello", "-o", "hello.wav"), "modality must be one of"),
+        (("bench", "--repeats", "0"), "repeats must be at least 1"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_say_why(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_stands_in_the_way_ends_with_1(run, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run("generate", "ab", *SHORT, "-o", str(tmp_path / "missing" / "out.txt"))
+    assert end.value.code == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_starting_the_script_loads_no_memory():
+    """FAISS and datasets take seconds."""
+    program = "import sys, hf_unified_diffusion.cli; print({'datasets', 'faiss'} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
+    )
