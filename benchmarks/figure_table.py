@@ -47,6 +47,7 @@ JOBS: dict[str, Job] = {
     "engine": Job("engine.py", quick=("--callers", "8"), needs=(SHARDS,)),
     "memory": Job("memory.py", quick=None),
     "memory_crashes": Job("memory_crashes.py", quick=None),
+    "image_latency": Job("image_latency.py", quick=("--repeats", "1")),
     "images": Job("images.py", ("--draw",), ("--draw", *FEW_PICTURES.split()), (PICTURES, CODEC)),
 }
 
@@ -172,6 +173,9 @@ def resources() -> list[Figure]:
         row = {"what": "INT2 Parquet", "canvas": canvas}
         name = f"Latency of 350M at two bits, 128 tokens in 4 steps, ms: {canvas}"
         figures.append(latency.figure(name, row, "median ms", 500.0, None, llama))
+    drawn = Source("image_latency", "512 x 512 pixels", "lower", relative(0.15), "4.4")
+    for network, floor in (("embedded checkpoint", 5.0), ("workstation tier, random weights", 30.0)):
+        figures.append(drawn.figure(f"Drawing 512 x 512, s: {network}", {"network": network}, "median s", floor))
     for memories, floor in ((100_000, 25.0), (1_000_000, 5.0)):
         row = {"structure": "directions", "memories": memories}
         query = Source("memory", "Queries", "lower", relative(0.25), "6.4")
