@@ -5,18 +5,20 @@
 Both models stay loaded. Sides: SmolLM2-135M-Instruct through `engine.generate(mode="ar")` and through transformers'
 `generate` with the same settings and seed, token for token. Callers: threads that ask one engine at the same moment;
 each answer is compared with that to the same request alone. Tokenizing: the checkpoint's fast tokenizer against a
-plain Python byte-level BPE with the same merges (equal tokens are checked), on held-out text.
+byte-level BPE in plain Python with the same merges (equal tokens are checked), on held-out texts, one a call and all in
+one call. Neither keeps words that it has met: the plain one has no cache, the fast one its own.
 """
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
+import regex
 import torch
 from measure import Row, argument_parser, held_out, interleaved_seconds, report, start
-from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerFast
 
 from hf_unified_diffusion import ArrowEngine
@@ -29,6 +31,7 @@ SETTINGS: dict[str, tuple[dict, dict]] = {  # ours, transformers'
     "top_p 0.9": ({"top_p": 0.9}, {"do_sample": True, "top_p": 0.9}),
 }
 NEW_TOKENS = 24
+TABLES = {"sides": "The autoregressive side", "callers": "Many callers", "tokenizing": "Tokenizing"}
 
 
 def sides(engine: ArrowEngine) -> list[Row]:
@@ -73,22 +76,35 @@ def callers(engine: ArrowEngine, count: int) -> list[Row]:
     return [{"callers": count, "equal to the answer alone": equal, **seconds}]
 
 
+SPLIT = regex.compile(  # GPT-2's, as ByteLevel of tokenizers has it
+    r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+DIGITS = regex.compile(r"(\p{N})")
+
+
 class PlainBPE:
-    """Byte-level BPE as one would write it down: the earliest merge of a word, again and again; nothing is cached."""
+    """Byte-level BPE in plain Python as one would write it down: the earliest merge of a word, again and again."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        told = json.loads(tokenizer.backend_tokenizer.to_str())
+        model, before = told["model"], told["pre_tokenizer"]
+        parts = before["pretokenizers"] if before["type"] == "Sequence" else [before]
+        self.splits_digits = any(part["type"] == "Digits" and part["individual_digits"] for part in parts)
         self.ids = model["vocab"]
         merges = (tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"])
         self.ranks = {merge: rank for rank, merge in enumerate(merges)}
-        self.words = tokenizer.backend_tokenizer.pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+        visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in visible]
+        self.letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
     def __call__(self, text: str) -> list[int]:
-        return [self.ids[piece] for word, _ in self.words.pre_tokenize_str(text) for piece in self.merged(word)]
+        parts = DIGITS.split(text) if self.splits_digits else [text]
+        words = (word for part in parts for word in SPLIT.findall(part))
+        return [self.ids[piece] for word in words for piece in self.merged(word)]
 
     def merged(self, word: str) -> list[str]:
         """The pieces of a word."""
-        pieces = list(word)
+        pieces = [self.letters[byte] for byte in word.encode()]
         while len(pieces) > 1:
             pairs = list(pairwise(pieces))
             best = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
@@ -99,20 +115,30 @@ class PlainBPE:
         return pieces
 
 
-def tokenizing(tokenizer: PreTrainedTokenizerFast, text: str) -> list[Row]:
-    """Characters a second, and the ratio."""
+def tokenizing(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[Row]:
+    """Characters a second, text by text and in one batch, and the ratios."""
     plain = PlainBPE(tokenizer)
-    fast_ids, plain_ids = tokenizer.encode(text), plain(text)
-    seconds = interleaved_seconds({"fast": lambda: tokenizer.encode(text), "plain": lambda: plain(text)}, repeats=3)
+    ways: dict[str, Callable[[], list[list[int]]]] = {
+        "plain Python": lambda: [plain(text) for text in texts],
+        "one text a call": lambda: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
+        "all texts in one call": lambda: tokenizer(texts, add_special_tokens=False)["input_ids"],
+        "all texts, without offsets": lambda: [
+            found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ],
+    }
+    expected, characters = ways["plain Python"](), sum(map(len, texts))
+    seconds = interleaved_seconds(ways, repeats=5)
     return [
         {
-            "characters": len(text),
-            "tokens": len(fast_ids),
-            "equal tokens": fast_ids == plain_ids,
-            "fast, characters a second": len(text) / seconds["fast"],
-            "plain Python, characters a second": len(text) / seconds["plain"],
-            "ratio": seconds["plain"] / seconds["fast"],
+            "way": name,
+            "texts": len(texts),
+            "characters": characters,
+            "tokens": sum(map(len, expected)),
+            "equal tokens": way() == expected,
+            "characters a second": characters / seconds[name],
+            "times plain Python": seconds["plain Python"] / seconds[name],
         }
+        for name, way in ways.items()
     ]
 
 
@@ -121,14 +147,21 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, default=Path("data/shards"))
     parser.add_argument("--callers", type=int, default=32)
     parser.add_argument("--characters", type=int, default=100_000, help="of held-out text, to tokenize")
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="of what to measure")
     args, settings = start(parser)
     engine = ArrowEngine.from_pretrained(args.checkpoint, ar_model=source_model_path(), max_waiting=args.callers)
-    text = "\n".join(row["text"] for row in held_out(args.shards, "text"))[: args.characters]
-    tables = {
-        "The autoregressive side": sides(engine),
-        "Many callers": callers(engine, args.callers),
-        "Tokenizing": tokenizing(engine.tokenizer, text),
+    texts, room = [], args.characters
+    for row in held_out(args.shards, "text"):
+        texts.append(row["text"][:room])
+        room -= len(texts[-1])
+        if not room:
+            break
+    measured: dict[str, Callable[[], list[Row]]] = {
+        "sides": lambda: sides(engine),
+        "callers": lambda: callers(engine, args.callers),
+        "tokenizing": lambda: tokenizing(engine.tokenizer, texts),
     }
+    tables = {TABLES[name]: measured[name]() for name in args.tables}
     report("engine", tables, settings, [], args.output)
 
 

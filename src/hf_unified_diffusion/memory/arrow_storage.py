@@ -384,7 +384,7 @@ class ArrowStorage:
 
     def _place(self, namespace: str) -> Namespace | None:
         """The namespace, if there is one, checked to be of the storage's encoder."""
-        with self._database.read() as sql:
+        with self._database.look() as sql:
             place = find_namespace(sql, namespace)
         if place is not None:
             check_encoder(place, self._encoder_name())

@@ -186,15 +186,20 @@ class Database:
                 connection.execute("ROLLBACK")
 
     @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that sees one state of the memory."""
+    def look(self) -> Iterator[sqlite3.Connection]:
+        """For one statement, which sees one state of the memory by itself; several need `read`."""
         with self._lock, storage_errors(self.path):
             self._check_process()
             if self._unlogged is not None and (self._stamp() != self._unlogged or self._log_bytes()):
                 self._connection.close()
                 self._connection = self._open_read_only()
-            with self._transaction("BEGIN") as connection:
-                yield connection
+            yield self._connection
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that sees one state of the memory."""
+        with self.look(), self._transaction("BEGIN") as connection:
+            yield connection
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

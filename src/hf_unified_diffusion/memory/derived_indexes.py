@@ -96,6 +96,8 @@ class DerivedIndexes:
         }
 
     def _up_to_date(self, held: HeldIndex, namespace: Namespace) -> VectorIndex:
+        if held.index is not None and (held.revision, held.last_id) == (namespace.revision, namespace.last_id):
+            return held.index
         if held.index is None:
             held.index, held.revision, held.last_id = self._load(namespace), -1, 0
             held.unsaved_rows = 0
@@ -178,6 +180,8 @@ class DerivedIndexes:
 
     def _let_go(self) -> None:
         """Let the indexes go that were not used for longest, down to MAX_HELD_BYTES; the last used one stays."""
+        if len(self._held) == 1:
+            return
         with self._lock:
             sizes = {n: 0 if held.index is None else held.index.num_bytes for n, held in self._held.items()}
             total = sum(sizes.values())

@@ -39,7 +39,7 @@ def best_of(
     database: Database, place: Namespace, ids: Ids, query: Float32[np.ndarray, "width"], k: int
 ) -> tuple[list[Memory], int]:
     """Of these ids, the k best that the store lets be recalled, by their exact scores; and how many it lets."""
-    with database.read() as sql:
+    with database.look() as sql:
         rows = read_rows(sql, place.number, ids)
     live = [(row_id, row) for row_id, row in rows if row.status == "active" and not _expired(row)]
     keys = np.frombuffer(b"".join(row.embedding for _, row in live), "<f4").reshape(-1, place.dimension)

@@ -137,10 +137,7 @@ def unpack(modality: str, data: bytes, layout: str) -> tuple[Payload, int | None
 def digest_of(*parts: str | bytes) -> bytes:
     """SHA-256 over what a memory is made of; first all lengths, so that no part runs into the next."""
     data = [part.encode() if isinstance(part, str) else part for part in parts]
-    digest = hashlib.sha256(struct.pack(f"<{len(data)}Q", *map(len, data)))
-    for part in data:
-        digest.update(part)
-    return digest.digest()
+    return hashlib.sha256(b"".join([struct.pack(f"<{len(data)}Q", *map(len, data)), *data])).digest()
 
 
 def check_name(what: str, name: str) -> None:

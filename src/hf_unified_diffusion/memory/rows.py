@@ -15,13 +15,19 @@ from .vector_index import Ids, Vectors
 
 @dataclass(frozen=True)
 class Namespace:
-    """One user's part of the store; `revision` changes with every change that is not an addition."""
+    """One user's part of the store.
+
+    Attributes:
+        revision: changes with every change that is not an addition.
+        last_id: of its newest memory, 0 where there is none.
+    """
 
     number: int
     name: str
     encoder: str
     dimension: int
     revision: int
+    last_id: int
 
 
 class Row(NamedTuple):
@@ -48,10 +54,15 @@ PAGE_ROWS = 256  # a payload may be large
 COLUMNS = ", ".join(Row._fields)
 
 
+NAMESPACE = (
+    "SELECT number, name, encoder, dimension, revision, "
+    "coalesce((SELECT max(id) FROM memories WHERE namespace = number), 0) FROM namespaces WHERE name = ?"
+)
+
+
 def find_namespace(sql: sqlite3.Connection, name: str) -> Namespace | None:
     """The namespace of a name, if there is one."""
-    found = sql.execute("SELECT number, name, encoder, dimension, revision FROM namespaces WHERE name = ?", (name,))
-    row = found.fetchone()
+    row = sql.execute(NAMESPACE, (name,)).fetchone()
     return None if row is None else Namespace(*row)
 
 
@@ -105,7 +116,7 @@ def _make_namespace(sql: sqlite3.Connection, name: str, encoder: str, dimension:
     values = (name, encoder, dimension)
     cursor = sql.execute("INSERT INTO namespaces (name, encoder, dimension) VALUES (?, ?, ?)", values)
     assert cursor.lastrowid is not None
-    return Namespace(cursor.lastrowid, name, encoder, dimension, 0)
+    return Namespace(cursor.lastrowid, name, encoder, dimension, 0, 0)
 
 
 def check_encoder(place: Namespace, encoder: str) -> None:
