@@ -171,6 +171,13 @@ class SceneJudge:
             AttributeClassifier.fit(count_views(counted, network), counts, COUNT_WIDTHS),
         )
 
+    def knows(self, attribute: str, scene: Picture) -> bool:
+        """Whether the caption says something of the attribute, in words that the training scenes have shown."""
+        label = LABELS[attribute](scene)
+        if attribute == "relation":
+            return label is not None and all(p["colour"] in self.colours.labels for p in scene.attributes["parts"])
+        return label in {"colour": self.colours, "count": self.counts}[attribute].labels
+
     def read(self, attribute: str, scenes: Sequence[Picture]) -> Reading:
         """Look at pictures once: a function that says, 1 or 0 each, which show what the captions of others ask for."""
         if attribute == "relation":
@@ -198,9 +205,9 @@ class SceneJudge:
 def attribute_rows(judge: SceneJudge, sets: Mapping[str, Sequence[Picture]], generator: Generator) -> list[Row]:
     """Accuracy of each attribute in each set of scenes, and against the captions of other scenes."""
     rows: list[Row] = []
-    for attribute, label in LABELS.items():
+    for attribute in LABELS:
         for name, scenes in sets.items():
-            asked = [scene for scene in scenes if label(scene) is not None]
+            asked = [scene for scene in scenes if judge.knows(attribute, scene)]
             if len(asked) < 2:
                 continue
             reading, moved = judge.read(attribute, asked), derangement(len(asked), generator).tolist()

@@ -17,8 +17,11 @@ from pictures import Picture, choose, coarse, is_drawing, is_scene, one_per_conc
 from PIL import Image, ImageDraw
 from scene_attributes import (
     COLOUR_WIDTHS,
+    OPPOSITE,
     PLACES,
     AttributeClassifier,
+    SceneJudge,
+    attribute_rows,
     colour_histogram,
     colour_of,
     colour_views,
@@ -164,6 +167,30 @@ def test_colours_are_read_from_unseen_pictures_and_halves() -> None:
     scene = painted([("red", (0.25, 0.5)), ("blue", (0.75, 0.5))], "left of", chance)
     halves = [cropped(scene, PLACES[side]) for side in ("left of", "right of")]
     assert judge.predict(colour_views(halves)) == ["red", "blue"]
+
+
+def test_relations_are_read_from_halves_and_not_where_a_colour_was_never_seen() -> None:
+    chance = random.Random(3)
+    train = [one for one in singles(60, 0) if colour_of(one) != "green"]
+    colours = AttributeClassifier.fit(colour_views(train), [str(colour_of(one)) for one in train], COLOUR_WIDTHS)
+    counts = AttributeClassifier.fit(colour_views(train), ["2", "3"] * (len(train) // 2) + ["2"] * (len(train) % 2),
+                                     COLOUR_WIDTHS)  # fmt: skip
+    judge = SceneJudge(None, colours, counts)  # relations need no network
+    centres = {"left of": (0.25, 0.5), "right of": (0.75, 0.5), "above": (0.5, 0.25), "below": (0.5, 0.75)}
+    scenes = [
+        painted([(first, centres[relation]), (second, centres[OPPOSITE[relation]])], relation, chance)
+        for relation in PLACES
+        for first, second in (("red", "blue"), ("blue", "red"))
+    ]
+    assert judge.read("relation", scenes)(scenes) == [1.0] * 8
+    swapped = [scenes[i ^ 1] for i in range(8)]
+    assert judge.read("relation", scenes)(swapped) == [0.0] * 8
+    unseen = painted([("green", (0.25, 0.5)), ("red", (0.75, 0.5))], "left of", chance)
+    assert judge.knows("relation", scenes[0]) and not judge.knows("relation", unseen)
+    assert judge.knows("colour", singles(1, 0)[0]) == (colour_of(singles(1, 0)[0]) != "green")
+    ((row, control),) = [attribute_rows(judge, {"real": [*scenes, unseen]}, Generator().manual_seed(0))]
+    assert row["attribute"] == "relation" and row["accuracy"].value == 1 and row["count"] == 8
+    assert control["accuracy"].value < 1
 
 
 def test_one_label_cannot_be_learned() -> None:
