@@ -8,8 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_unified_diffusion.conditioning.energies_text import CausalLikelihood, ForbiddenWords, Length, RequiredWords
-from hf_unified_diffusion.conditioning.energies_text import Spelling, WrittenText, lacks
+from hf_unified_diffusion.conditioning.energies_text import (
+    CausalLikelihood,
+    ForbiddenWords,
+    Length,
+    RequiredWords,
+    Spelling,
+    WrittenText,
+    lacks,
+)
 from hf_unified_diffusion.conditioning.energy import with_token_energy
 
 PIECES = (b"a", b"b", b"ab", b"ba", b"cab", None)
@@ -25,7 +32,11 @@ def probabilities(seed, length):
 
 
 @settings(max_examples=30, deadline=None)
-@given(word=st.sampled_from([b"a", b"ab", b"bca", b"abca", b"bab"]), begun=st.sampled_from([b"", b"ca", b"ab", b"bc"]), seed=st.integers(0, 9))  # fmt: skip
+@given(
+    word=st.sampled_from([b"a", b"ab", b"bca", b"abca", b"bab"]),
+    begun=st.sampled_from([b"", b"ca", b"ab", b"bc"]),
+    seed=st.integers(0, 9),
+)
 def test_expected_count_equals_enumeration(word, begun, seed):
     """Occurrences that begin in what was written and end in the canvas count too; those before it do not."""
     length, probs, expected = 3, probabilities(seed, 3), 0.0
