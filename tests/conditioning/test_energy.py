@@ -116,10 +116,7 @@ def test_the_one_that_breaks_fewest_is_kept():
 
 
 BAD = {
-    "scale": (
-        lambda: with_energies(standard_normal, [], -1.0),
-        "scale must be a finite number of at least 0, got -1.0",
-    ),
+    "scale": (lambda: with_energies(standard_normal, [], -1.0), "scale must be a finite number of at least 0"),
     "nan": (lambda: with_energies(standard_normal, [], math.nan), "scale must be a finite number"),
     "none": (lambda: with_energies(standard_normal, [3], 1.0), "energies must each be an EnergyModel, got int"),
     "no list": (lambda: with_energies(standard_normal, 3, 1.0), "energies must be a list of energies, got int"),
@@ -128,23 +125,17 @@ BAD = {
         "the weight of palette must be a finite number of at least 0, got -1.0",
     ),
     "mask": (lambda: KeepPixels(TARGET, torch.zeros(4, dtype=torch.bool)), "mask must be bool and keep a pixel"),
-    "mask shape": (
-        lambda: KeepPixels(TARGET, torch.ones(5, dtype=torch.bool)),
-        "mask must fit \\(3, 4, 4\\), got \\(5,\\)",
-    ),
+    "mask shape": (lambda: KeepPixels(TARGET, torch.ones(5, dtype=torch.bool)), "mask must fit \\(3, 4, 4\\), got"),
     "target": (lambda: READY["pixels"](torch.zeros(1, 3, 5, 5)), "samples must have the target's shape"),
     "colors": (lambda: Palette(torch.zeros(0, 3)), "colors must be finite"),
     "channels": (lambda: READY["palette"](torch.zeros(1, 4, 2, 2)), "samples must be \\(batch, 3, H, W\\)"),
     "level": (lambda: Loudness(math.nan), "level_db must be in"),
     "shape": (lambda: gradient(lambda x: x.sum(), torch.zeros(2, 3)), "one differentiable number a sample"),
-    "constant": (lambda: gradient(lambda x: torch.zeros(2), torch.zeros(2, 3)), "that does not depend on the sample"),
+    "constant": (lambda: gradient(lambda x: torch.zeros(2), torch.zeros(2, 3)), "does not depend on the sample"),
     "infinite": (lambda: gradient(lambda x: x.sqrt().sum(1), torch.zeros(2, 3)), "must have a finite gradient"),
-    "retries": (
-        lambda: accepted_sample(lambda s: s, 1.0, -1, 2.0),
-        "energy_retries must be an integer in \\[0, 100\\]",
-    ),
+    "retries": (lambda: accepted_sample(lambda s: s, 1.0, -1, 2.0), "energy_retries must be an integer in"),
     "growth": (lambda: accepted_sample(lambda s: s, 1.0, 1, 0.5), "energy_growth must be at least 1, got 0.5"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", list(BAD))

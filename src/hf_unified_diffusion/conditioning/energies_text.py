@@ -61,9 +61,11 @@ class TextEnergy(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class _Words:
     words: tuple[str, ...]
+    weight: float
+    name: str
 
     def __init__(self, words: Sequence[str], weight: float = 8.0, name: str | None = None):
         if isinstance(words, str) or not words or not all(isinstance(word, str) and word for word in words):
