@@ -26,6 +26,7 @@ def test_one_of_weight_one_is_itself():
     assert composed([says(1), denoiser], [0.0, 1]) is denoiser
 
 
+@settings(max_examples=25, deadline=None)
 @given(weight=st.floats(-3, 3), seed=st.integers(0, 99))
 def test_continuous_estimates_are_summed(weight, seed):
     first, second = says(seed, 4), says(seed + 1, 4)
@@ -34,6 +35,7 @@ def test_continuous_estimates_are_summed(weight, seed):
     torch.testing.assert_close(found, expected)
 
 
+@settings(max_examples=25, deadline=None)
 @given(weight=st.floats(0, 1), constant=st.floats(-5, 5))
 def test_tokens_are_the_product_of_powers(weight, constant):
     first, second = says(0), says(1)
@@ -44,13 +46,14 @@ def test_tokens_are_the_product_of_powers(weight, constant):
 
 
 @given(parts=st.lists(st.floats(0.01, 1), min_size=2, max_size=5))
-@settings(deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_same_denoiser_several_times_is_itself(parts):
     weights = [part / sum(parts) for part in parts]
     found = composed([says(3, 4)] * len(parts), weights)(PICTURE, TIME, None)
     torch.testing.assert_close(found, says(3, 4)(PICTURE, TIME))
 
 
+@settings(max_examples=25, deadline=None)
 @given(a=st.floats(0.1, 0.9), b=st.floats(0.1, 0.9))
 def test_sums_of_sums(a, b):
     one, two, three = (says(seed, 4) for seed in range(3))

@@ -55,6 +55,7 @@ def test_a_place_for_a_word_lacks_what_is_not_there_and_ends_before():
     assert lacks(probs, [0, 1], before).tolist() == [[0.0, 2.0, 2.0]]
 
 
+@settings(max_examples=25, deadline=None)
 @given(scale=st.floats(0.1, 20), seed=st.integers(0, 9))
 def test_logits_go_down_what_each_token_adds(scale, seed):
     """The energy that a linear wish takes is the price of its tokens, at masks; the odds of others stay."""

@@ -94,7 +94,7 @@ def test_silence_has_a_finite_gradient():
     assert gradient(Loudness(-20.0), torch.zeros(1, *SHAPE)).isfinite().all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(passes_at=st.integers(0, 9), most=st.integers(0, 6), growth=st.floats(1, 4))
 def test_retries_are_bounded_and_grow(passes_at, most, growth):
     scales = []
