@@ -1,5 +1,6 @@
 """Condition tokens reach the sequence through gates that start closed."""
 
+import pytest
 import torch
 
 from hf_unified_diffusion.contracts import Condition, Segment
@@ -78,3 +79,37 @@ def test_no_cross_attention_where_none_is_asked_for():
     model = open_model(cross_attention_every=0)
     assert not any("cross_attn" in name for name in model.state_dict())
     assert torch.equal(model(IDS).logits, model(IDS, condition=random_condition(2)).logits)
+
+
+def test_strength_scales_what_a_token_adds_and_zero_adds_nothing():
+    model, condition = shared_model(), random_condition(2)
+    plain = model(IDS, timestep=HALF).logits
+
+    def at(strength):
+        steered = Condition(condition.tokens, condition.mask, strength)
+        return model(IDS, timestep=HALF, condition=steered).logits
+
+    shape = condition.mask.shape
+    assert torch.equal(at(torch.zeros(shape)), plain)
+    assert_same(at(torch.ones(shape)), model(IDS, timestep=HALF, condition=condition).logits)
+    assert not torch.allclose(at(torch.full(shape, 0.5)), at(torch.ones(shape)))
+
+
+def test_joined_conditions_keep_their_own_strengths():
+    first, second = random_condition(2, seed=0), random_condition(2, seed=1)
+    weak = Condition(first.tokens, first.mask, torch.full(first.mask.shape, 0.5))
+    assert first.join(second).strength is None
+    assert weak.join(second).strength[0].tolist() == [0.5] * 3 + [1.0] * 3
+    assert torch.equal(weak.join(second).select(torch.tensor([1])).strength, weak.join(second).strength[1:])
+
+
+def test_sources_of_conditions_are_saved_and_a_name_is_taken_once(tmp_path):
+    model = fresh_model()
+    model.add_condition_source("smell", 5)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded.condition_projections["smell"].weight, model.condition_projections["smell"].weight)
+    with pytest.raises(ValueError, match="exists"):
+        model.add_condition_source("smell", 5)
+    with pytest.raises(ValueError, match="positive width"):
+        model.add_condition_source("taste", 0)
