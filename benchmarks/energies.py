@@ -43,7 +43,7 @@ WISHES: dict[str, tuple[list[TextEnergy], dict]] = {
     "forbidden words": ([ForbiddenWords([" the", " of", " and"])], {}),
     "required words": ([RequiredWords(["river", "green"])], {}),
     "length, 6 to 9 tokens": ([Length(6, 9)], {}),
-    "causal likelihood, 4 candidates": ([CausalLikelihood()], {"num_candidates": 4}),
+    "causal likelihood, 32 candidates": ([CausalLikelihood()], {"num_candidates": 32}),
     "forbidden and required words": ([ForbiddenWords([" the", " of", " and"]), RequiredWords(["river"])], {}),
     "required words and length": ([RequiredWords(["river"]), Length(12, 20)], {}),
 }
