@@ -17,6 +17,7 @@ from hf_unified_diffusion import (
     ArrowQuantConfig,
     ArrowStorage,
     MaskedDiffusionScheduler,
+    UnifiedControlNetModel,
     UnifiedDiffusionModel,
     UnifiedDiffusionTextPipeline,
 )
@@ -72,6 +73,14 @@ def test_a_model_on_two_branches_in_two_formats(hub, tmp_path):
     num_parameters = sum(p.numel() for p in dense.parameters())
     assert f"| parameters | {num_parameters:,} |" in text and "| nats | 2.5 |" in text
     assert UnifiedDiffusionModel.from_pretrained("me/model").checkpoint_facts["license"] == "apache-2.0"
+
+
+def test_a_controlnet(hub):
+    controlnet = UnifiedControlNetModel.from_transformer(tiny_model(), num_blocks=1)
+    controlnet.push_to_hub("me/control")
+    assert HfApi().repo_info("me/control").private
+    assert_bit_equal(UnifiedControlNetModel.from_pretrained("me/control"), controlnet)
+    assert "UnifiedControlNetModel" in hub.files("me/control")["README.md"].decode()
 
 
 def test_private_unless_told_otherwise(hub, monkeypatch):

@@ -11,8 +11,6 @@ context. So it is read once, its keys and values serve every pass, and the conte
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 
 from ..contracts import Segment
 from .attention_rule import ContextCache, TokenRoles, attention_dtype, plan_attention
@@ -21,12 +19,12 @@ from .configuration_controlnet import UnifiedControlNetConfig, base_architecture
 from .embeddings import PreciseLinear, SectionedRotary, ZeroLinear
 from .modeling_unified_diffusion import UnifiedDiffusionModel
 from .narrow_copies import copy_narrow
-from .parquet_weights import ParquetWeightsMixin
+from .pretrained import UnifiedDiffusionPreTrainedModel
 from .segments import layout
 from .shared_transformer import Hidden, NewContext, RMSNorm, TransformerLayer
 
 
-class UnifiedControlNetModel(ParquetWeightsMixin, PreTrainedModel):
+class UnifiedControlNetModel(UnifiedDiffusionPreTrainedModel):
     """What a hint adds to the hidden states of a `UnifiedDiffusionModel`.
 
     Usage:
@@ -36,12 +34,7 @@ class UnifiedControlNetModel(ParquetWeightsMixin, PreTrainedModel):
     """
 
     config_class = UnifiedControlNetConfig
-    base_model_prefix = ""
     main_input_name = "hidden"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _no_split_modules = ["TransformerLayer"]
-    _supports_sdpa = True
 
     def __init__(self, config: UnifiedControlNetConfig):
         super().__init__(config)
@@ -117,18 +110,6 @@ class UnifiedControlNetModel(ParquetWeightsMixin, PreTrainedModel):
         controlnet = cls(config)
         copy_narrow(transformer.shared_transformer, controlnet)
         return controlnet
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; what adds to the trunk starts at zero."""
-        if isinstance(module, ZeroLinear):
-            init.zeros_(module.weight)
-        elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, RMSNorm):
-            init.ones_(module.weight)
 
     def check_hint(self, hint: Segment, vocab_size: int) -> None:
         """Raise ValueError unless the hint is clean, of the right kind and width, and not too long."""
