@@ -7,7 +7,7 @@ its energy is below the control's; controls of energy 0 are as wished already, a
 samples of Gaussian data by its exact denoiser, since no network is needed to show what the wrapper does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from measure import Row, argument_parser, described, load_pipelines, report, start
@@ -25,7 +25,7 @@ from hf_unified_diffusion import (
 )
 from hf_unified_diffusion.conditioning.energies_text import TextEnergy, Writing
 from hf_unified_diffusion.conditioning.energy import EnergyModel
-from hf_unified_diffusion.conditioning.rejection import Attempt
+from hf_unified_diffusion.conditioning.rejection import kept
 from hf_unified_diffusion.pipelines.diffusion_core import diffuse
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.processes.gaussian import GaussianFlow
@@ -68,9 +68,10 @@ def text_table(pipe: UnifiedDiffusionTextPipeline, args) -> list[Row]:
             for i, prompt in enumerate(tqdm(prompts, desc=name))
         ]
         histories = [output.energy_history[0] for output in outputs]
+        chosen = [history[kept(history)] for history in histories]
         for energy in energies:
             before = [output.energy_history[0][0].energies[measures[energy].name] for output in controls]
-            after = [kept(history).energies[energy.name] for history in histories]
+            after = [attempt.energies[energy.name] for attempt in chosen]
             could = [(b, a) for b, a in zip(before, after, strict=True) if b > 0]
             rows.append(
                 {
@@ -81,18 +82,13 @@ def text_table(pipe: UnifiedDiffusionTextPipeline, args) -> list[Row]:
                     "energy": sum(after) / len(after),
                     "could move": len(could),
                     "moved": sum(a < b for b, a in could) / max(1, len(could)),
-                    "accepted": sum(kept(h).accepted[energy.name] for h in histories) / len(histories),
+                    "accepted": sum(attempt.accepted[energy.name] for attempt in chosen) / len(chosen),
                     "at the first attempt": sum(h[0].accepted[energy.name] for h in histories) / len(histories),
                     "attempts": sum(map(len, histories)) / len(histories),
                     "passes": sum(output.num_forward_passes for output in outputs) / len(outputs),
                 }
             )
     return rows
-
-
-def kept(history: Sequence[Attempt]) -> Attempt:
-    """The attempt whose text was returned: the one that breaks fewest wishes, the last of several."""
-    return min(reversed(history), key=lambda attempt: list(attempt.accepted.values()).count(False))
 
 
 class Unweighted:

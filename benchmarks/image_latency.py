@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from statistics import median
 
 import torch
-from diffusers import AutoencoderDC
 from diffusers.utils import logging as diffusers_logging
 from latency import peak_bytes, recorded
 from measure import CLOCKS, Row, argument_parser, report, start
@@ -32,6 +31,7 @@ from hf_unified_diffusion.pipelines.checkpoints import (
 )
 from hf_unified_diffusion.quantization import num_weights
 from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
+from hf_unified_diffusion.training.codec_objective import convolutional_autoencoder
 from hf_unified_diffusion.training.machine import fast_dtype, matmul_rate
 
 CAPTION, MB = "a red apple on a wooden table", 10**6
@@ -42,20 +42,6 @@ KERNELS = {
     "matmuls": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "onednn::"),
     "attention": ("aten::bmm", "aten::_softmax", "aten::_scaled_dot_product"),
 }
-
-
-def random_codec(latent_channels: int) -> AutoencoderDC:
-    """The shape of the planned autoencoder: 10M parameters, convolutions alone, 32 pixels a token."""
-    channels, plain = (32, 32, 64, 128, 256, 256), ((),) * 6
-    return AutoencoderDC(
-        latent_channels=latent_channels,
-        encoder_block_out_channels=channels,
-        decoder_block_out_channels=channels,
-        encoder_layers_per_block=(0, 1, 1, 1, 1, 1),
-        decoder_layers_per_block=(0, 2, 2, 2, 1, 1),
-        encoder_qkv_multiscales=plain,
-        decoder_qkv_multiscales=plain,
-    ).eval()
 
 
 def load(network: str, args: argparse.Namespace) -> tuple[UnifiedDiffusionImagePipeline, dict[str, object], str]:
@@ -73,7 +59,7 @@ def load(network: str, args: argparse.Namespace) -> tuple[UnifiedDiffusionImageP
         scheduler, vae = load_image_parts(folder, dtype)
         codec = "the checkpoint's"
     if vae is None or vae.config.latent_channels != width:
-        vae, codec = random_codec(width).to(dtype), "random"
+        vae, codec = convolutional_autoencoder(width).eval().to(dtype), "random"
     pipe = UnifiedDiffusionImagePipeline(model, scheduler, tokenizer, vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe, settings, f"{codec}, {num_weights(vae) / 1e6:.1f}M"

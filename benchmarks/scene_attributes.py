@@ -18,6 +18,8 @@ from measure import Mean, Row
 from pictures import Picture
 from torch import Generator, Tensor
 
+from hf_unified_diffusion.training.image_scenes import OPPOSITE
+
 GRID, THUMBNAIL, COLOUR_STEPS = 4, 16, 5
 COLOUR_WIDTHS = (3 * THUMBNAIL**2, COLOUR_STEPS**3)
 COUNT_WIDTHS = (*COLOUR_WIDTHS, GRID**2 * 1280)
@@ -29,7 +31,6 @@ PLACES = {
     "above": (0.25, 0.0, 0.75, 0.5),
     "below": (0.25, 0.5, 0.75, 1.0),
 }
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def colour_of(scene: Picture) -> str | None:

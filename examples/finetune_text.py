@@ -40,7 +40,7 @@ from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.run_log import append_record, forget_after
-from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_texts, starts_for
+from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_texts
 
 PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
 QUANTIZATIONS = ("none", "arrowquant", "bitsandbytes")
@@ -209,7 +209,8 @@ def held_out_rows(packed: PackedTokens, args: Arguments) -> list:
     if rows < 1:
         raise ValueError(f"validation documents must fill a row of {length} tokens, got {len(packed)}")
     batch = min(EVALUATION_BATCH, rows)
-    return [packed.rows(starts_for(packed, length, batch, i, 0), length) for i in range(rows // batch)]
+    source = TokenRows(packed, batch, length)
+    return [source.batch(turn, seed=0) for turn in range(rows // batch)]
 
 
 def main(argv: Sequence[str] | None = None) -> TrainingRun:

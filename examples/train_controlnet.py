@@ -31,7 +31,7 @@ from hf_unified_diffusion.pipelines.checkpoints import EMBEDDED_CHECKPOINT, load
 from hf_unified_diffusion.quantization import num_weights, quantize_model
 from hf_unified_diffusion.training.control_examples import ControlExample
 from hf_unified_diffusion.training.control_objective import ControlObjective, control_layout, encode_examples
-from hf_unified_diffusion.training.machine import fast_dtype
+from hf_unified_diffusion.training.machine import check_precision, precision_of
 from hf_unified_diffusion.training.objective import ObjectiveConfig
 from hf_unified_diffusion.training.reasoning_examples import reasoning_example
 from hf_unified_diffusion.training.run import LearningRate, Progress, adamw
@@ -39,7 +39,6 @@ from hf_unified_diffusion.training.run_log import append_record, forget_after
 from hf_unified_diffusion.training.tool_examples import tool_example
 
 TASKS: dict[str, Callable[[str, int, int], ControlExample]] = {"tools": tool_example, "reasoning": reasoning_example}
-PRECISIONS = ("auto", "bf16", "no")
 
 
 @dataclass
@@ -76,8 +75,7 @@ class Arguments:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {sorted(TASKS)}, got {self.task!r}")
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(f"mixed_precision must be one of {PRECISIONS}, got {self.mixed_precision!r}")
+        check_precision(self.mixed_precision)
 
 
 class ControlRun:
@@ -85,7 +83,7 @@ class ControlRun:
 
     def __init__(self, args: Arguments):
         self.args, self.out = args, Path(args.output_dir)
-        dtype = {"auto": fast_dtype(), "bf16": torch.bfloat16, "no": torch.float32}[args.mixed_precision]
+        dtype = precision_of(args.mixed_precision)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if dtype is torch.bfloat16 else "no",
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -211,12 +209,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def share_done(progress: Progress, args: Arguments) -> float:
-    """How much of the steps or of the minutes is used up, whichever ends first."""
-    steps = progress.step / args.max_train_steps
-    return steps if args.max_train_minutes is None else max(steps, progress.seconds / 60 / args.max_train_minutes)
-
-
 def main(argv: Sequence[str] | None = None) -> ControlRun:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
     run = ControlRun(args)
@@ -231,9 +223,10 @@ def main(argv: Sequence[str] | None = None) -> ControlRun:
     accelerator.print(f"{trained / 1e6:.2f}M parameters train, {trained / base:.1%} of the base's {base / 1e6:.1f}M")
     rate = LearningRate(args.learning_rate, args.lr_warmup_steps, final_share=0.05)
     bar = tqdm(total=args.max_train_steps, initial=run.progress.step, disable=not accelerator.is_main_process)
-    while share_done(run.progress, args) < 1:
-        record = run.step(rate, share_done(run.progress, args))
-        finished = share_done(run.progress, args) >= 1
+    bounds = args.max_train_steps, args.max_train_minutes
+    while run.progress.share(*bounds) < 1:
+        record = run.step(rate, run.progress.share(*bounds))
+        finished = run.progress.share(*bounds) >= 1
         bar.update()
         bar.set_postfix(loss=f"{record['loss']:.3f}", pos_s=f"{record['positions_per_s']:.0f}")
         if finished or run.progress.step % args.validation_steps == 0:

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python examples/train_image_codec.py --output_dir runs/image_codec --max_train_minutes 35
     OMP_NUM_THREADS=1 python examples/train_image_codec.py --output_dir runs/image_codec --resume --export_only
 
-The finished codec is `OUTPUT_DIR/vae` (safetensors) and `OUTPUT_DIR/vae_int8` (INT8 Parquet); the normalization of the
-latents is folded into its weights. `--resume` goes on from the last checkpoint; pictures are then drawn anew. Shards
-that change while it runs (`make data-images`) are found at the next pass over the pictures.
+The finished codec is `OUTPUT_DIR/vae` (safetensors); the normalization of the latents is folded into its weights.
+`--resume` goes on from the last checkpoint; pictures are then drawn anew. Shards that change while it runs
+(`make data-images`) are found at the next pass over the pictures.
 """
 
 import json
@@ -18,19 +18,23 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderDC
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from hf_unified_diffusion.training.codec_objective import (
+    CHANNELS,
+    DECODER_LAYERS,
+    ENCODER_LAYERS,
     CodecLossConfig,
     CodecObjective,
     EarlyFeatures,
+    convolutional_autoencoder,
     fold_normalization,
     psnr_db,
 )
 from hf_unified_diffusion.training.image_views import PictureViews, pixels_of
-from hf_unified_diffusion.training.machine import fast_dtype
+from hf_unified_diffusion.training.machine import check_precision, precision_of
+from hf_unified_diffusion.training.run import LearningRate
 from hf_unified_diffusion.training.run_log import append_record, forget_after
 
 STATE = "state.pt"
@@ -44,9 +48,9 @@ class Arguments:
     train_data_dir: str = "data/image_pictures/train"
     validation_data_dir: str = "data/image_pictures/validation"
     latent_channels: int = 64
-    channels: list[int] = field(default_factory=lambda: [32, 32, 64, 128, 256, 256])
-    encoder_layers: list[int] = field(default_factory=lambda: [0, 1, 1, 1, 1, 1])
-    decoder_layers: list[int] = field(default_factory=lambda: [0, 2, 2, 2, 1, 1])
+    channels: list[int] = field(default_factory=lambda: list(CHANNELS))
+    encoder_layers: list[int] = field(default_factory=lambda: list(ENCODER_LAYERS))
+    decoder_layers: list[int] = field(default_factory=lambda: list(DECODER_LAYERS))
     resolution: int = 128
     large_resolution: int = 256
     large_share: float = 0.15  # of the steps: a quarter of the pictures at the large resolution
@@ -72,33 +76,12 @@ class Arguments:
     seed: int = 0
 
     def __post_init__(self):
-        if self.mixed_precision not in ("auto", "bf16", "no"):
-            raise ValueError(f"mixed_precision must be auto, bf16 or no, got {self.mixed_precision!r}")
+        check_precision(self.mixed_precision)
         for name in ("train_batch_size", "validation_pictures", "perceptual_steps", "max_train_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_train_minutes <= 0:
             raise ValueError(f"max_train_minutes must be above 0, got {self.max_train_minutes}")
-
-
-def build_vae(args: Arguments) -> AutoencoderDC:
-    """Convolutions alone: without attention a picture of any size is decoded alike, without seams."""
-    no_attention = ((),) * len(args.channels)
-    return AutoencoderDC(
-        latent_channels=args.latent_channels,
-        encoder_block_out_channels=tuple(args.channels),
-        decoder_block_out_channels=tuple(args.channels),
-        encoder_layers_per_block=tuple(args.encoder_layers),
-        decoder_layers_per_block=tuple(args.decoder_layers),
-        encoder_qkv_multiscales=no_attention,
-        decoder_qkv_multiscales=no_attention,
-    ).to(memory_format=torch.channels_last)
-
-
-def learning_rate(args: Arguments, step: int, done: float) -> float:
-    """Warm-up by steps, then half a cosine to a hundredth by the share of the time."""
-    cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-    return args.learning_rate * cosine * min(1.0, (step + 1) / args.warmup_steps)
 
 
 @torch.no_grad()
@@ -144,7 +127,7 @@ def save_state(out: Path, objective: CodecObjective, optimizer, step: int, secon
 
 
 def export(out: Path, objective: CodecObjective) -> None:
-    """Write `vae` and `vae_int8`, the normalization folded in."""
+    """Write `vae`, the normalization folded in."""
     statistics = objective.normalization
     std = (statistics.running_var + statistics.eps).sqrt()
     folded = fold_normalization(objective.vae, statistics.running_mean, std).to(memory_format=torch.contiguous_format)
@@ -155,13 +138,15 @@ def main(argv: Sequence[str] | None = None) -> CodecObjective:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    dtype = {"auto": fast_dtype(), "bf16": torch.bfloat16, "no": torch.float32}[args.mixed_precision]
+    dtype = precision_of(args.mixed_precision)
     accelerator = Accelerator(mixed_precision="bf16" if dtype is torch.bfloat16 else "no")
     set_seed(args.seed)
     losses = CodecLossConfig(
         edge_weight=args.edge_weight, perceptual_weight=args.perceptual_weight, latent_noise=args.latent_noise
     )
-    objective = CodecObjective(build_vae(args), losses).to(accelerator.device)
+    shape = args.latent_channels, args.channels, args.encoder_layers, args.decoder_layers
+    vae = convolutional_autoencoder(*shape).to(memory_format=torch.channels_last)
+    objective = CodecObjective(vae, losses).to(accelerator.device)
     features = EarlyFeatures().to(accelerator.device) if args.perceptual_weight > 0 else None
     optimizer = torch.optim.AdamW(
         objective.parameters(), args.learning_rate, betas=(0.9, args.adam_beta2), weight_decay=args.weight_decay
@@ -230,8 +215,9 @@ def train_step(args, accelerator, objective, features, optimizer, views: Picture
         losses = objective(pixels)
     accelerator.backward(losses["loss"])
     norm = accelerator.clip_grad_norm_(inner.vae.parameters(), args.max_grad_norm)
+    rate = LearningRate(args.learning_rate, args.warmup_steps, final_share=0.01)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(args, step, done)
+        group["lr"] = rate.at(step, done)
     optimizer.step()
     optimizer.zero_grad()
     record = {name: value.item() for name, value in losses.items()}

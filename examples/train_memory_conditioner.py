@@ -38,6 +38,7 @@ from hf_unified_diffusion.training.memory_start import (
 )
 from hf_unified_diffusion.training.objective import ObjectiveConfig, layout_for
 from hf_unified_diffusion.training.run import LearningRate, adamw
+from hf_unified_diffusion.training.run_log import append_record
 from hf_unified_diffusion.training.token_data import plain_text_tokenizer
 
 DOCUMENTS_AT_ONCE = 4
@@ -186,8 +187,7 @@ def main() -> None:
             record |= evaluate(model, held_out)
             print(json.dumps(record), flush=True)
             save(model, args.output_dir, {name: record[name] for name in ("step", "positions", "seconds")})
-        with log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(log, record)
 
 
 def save(model: UnifiedDiffusionModel, folder: Path, progress: dict[str, float]) -> None:

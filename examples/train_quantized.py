@@ -28,7 +28,7 @@ from hf_unified_diffusion.training.machine import fast_dtype
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
-from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards, starts_for
+from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards
 
 WAYS = (None, 4, 16)  # causal, and blocks
 
@@ -38,7 +38,8 @@ def held_out_losses(model: UnifiedDiffusionModel, data: dict[str, PackedTokens],
     losses, length = {}, args.sequence_length
     for modality, packed in data.items():
         count = args.evaluation_rows // args.train_batch_size
-        batches = [packed.rows(starts_for(packed, length, args.train_batch_size, i, 0), length) for i in range(count)]
+        rows = TokenRows(packed, args.train_batch_size, length)
+        batches = [rows.batch(turn, seed=0) for turn in range(count)]
         for block_length in WAYS:
             name = f"{modality}/{'causal' if block_length is None else f'block{block_length}'}"
             found = held_out_likelihood(model, batches, sizes, block_length, draws=1, seed=1)

@@ -26,10 +26,10 @@ from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionConfig, Unifi
 from hf_unified_diffusion.modeling.vocabulary import truncate_bpe
 from hf_unified_diffusion.training.held_out import HeldOut, held_out_figures
 from hf_unified_diffusion.training.latent_data import CaptionedLatents, open_latents
-from hf_unified_diffusion.training.machine import fast_dtype, matmul_rate
+from hf_unified_diffusion.training.machine import matmul_rate, precision_of
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ScoreNetworkObjective
-from hf_unified_diffusion.training.run import LearningRate, Progress, TrainingRun, was_saved
+from hf_unified_diffusion.training.run import LearningRate, TrainingRun, was_saved
 from hf_unified_diffusion.training.run_log import append_record, forget_after
 from hf_unified_diffusion.training.stages import StageArguments, parse_arguments, read_stages
 from hf_unified_diffusion.training.token_data import bytes_per_token, pack_shards
@@ -95,16 +95,10 @@ def latent_data(args: StageArguments, tokenizer) -> tuple[list[CaptionedLatents]
     return train, held_out
 
 
-def share_done(progress: Progress, args: StageArguments) -> float:
-    """How much of the steps or of the minutes is used up, whichever ends first; the learning rate follows it."""
-    steps = progress.step / args.max_train_steps
-    return steps if args.max_train_minutes is None else max(steps, progress.seconds / 60 / args.max_train_minutes)
-
-
 def train(args: StageArguments) -> TrainingRun:
     """One stage, from its data to its last checkpoint."""
     out = Path(args.output_dir)
-    dtype = {"auto": fast_dtype(), "bf16": torch.bfloat16, "no": torch.float32}[args.mixed_precision]
+    dtype = precision_of(args.mixed_precision)
     accelerator = Accelerator(
         mixed_precision="bf16" if dtype is torch.bfloat16 else "no",
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -145,9 +139,10 @@ def follow(run: TrainingRun, args: StageArguments, held_out: HeldOut, sizes, dty
     rate = LearningRate(args.learning_rate, args.warmup_steps)
     bar = tqdm(total=args.max_train_steps, initial=run.progress.step, disable=not is_main, unit="step")
     saved = run.progress.seconds
-    while share_done(run.progress, args) < 1:
-        record = run.step(rate, share_done(run.progress, args))
-        step, finished = run.progress.step, share_done(run.progress, args) >= 1
+    bounds = args.max_train_steps, args.max_train_minutes
+    while run.progress.share(*bounds) < 1:
+        record = run.step(rate, run.progress.share(*bounds))
+        step, finished = run.progress.step, run.progress.share(*bounds) >= 1
         record["matmul_share"] = 6 * trained * record["positions_per_s"] / roof
         bar.update()
         bar.set_postfix(pos_s=f"{record['positions_per_s']:.0f}", share=f"{record['matmul_share']:.2f}")

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .conditioning.score_network_encoder import ScoreNetworkEncoder
+from .engine import opened
 from .modeling.embedded import EMBEDDED_CHECKPOINT
 
 if TYPE_CHECKING:
-    from .memory import ArrowStorage, Memory
+    from .memory import Memory
 
 
 def add_memory(commands: Any) -> None:
@@ -92,13 +93,6 @@ def stats(chosen: argparse.Namespace) -> None:
     with opened(existing(chosen.folder), read_only=True) as storage:
         counts = storage.stats(chosen.namespace)
     show(chosen, counts, "\n".join(f"{name:<20} {value}" for name, value in counts.items()))
-
-
-def opened(folder: Path, encoder: ScoreNetworkEncoder | None = None, read_only: bool = False) -> "ArrowStorage":
-    """The memory in a folder."""
-    from .memory import ArrowStorage  # FAISS and datasets take seconds, which only this command needs
-
-    return ArrowStorage(folder, encoder, read_only=read_only)
 
 
 ACTIONS = (add, search, list_, forget, export, stats)

@@ -383,8 +383,8 @@ class ArrowEngine:
             )
 
 
-def opened(folder: str | Path, encoder: ScoreNetworkEncoder) -> "ArrowStorage":
+def opened(folder: str | Path, encoder: ScoreNetworkEncoder | None = None, read_only: bool = False) -> "ArrowStorage":
     """The memory in a folder."""
-    from .memory import ArrowStorage  # FAISS and datasets take seconds
+    from .memory import ArrowStorage  # FAISS and datasets take seconds, which only who has a memory needs
 
-    return ArrowStorage(folder, encoder)
+    return ArrowStorage(folder, encoder, read_only=read_only)

@@ -39,7 +39,10 @@ def test_continuous_estimates_are_summed(weight, seed):
 @given(weight=st.floats(0, 1), constant=st.floats(-5, 5))
 def test_tokens_are_the_product_of_powers(weight, constant):
     first, second = says(0), says(1)
-    shifted = lambda *args: second(*args) + constant  # noqa: E731
+
+    def shifted(*args):
+        return second(*args) + constant
+
     found = composed([first, shifted], [weight, 1 - weight])(CANVAS, TIME, None).softmax(-1)
     powers = first(CANVAS, TIME).softmax(-1) ** weight * second(CANVAS, TIME).softmax(-1) ** (1 - weight)
     torch.testing.assert_close(found, powers / powers.sum(-1, keepdim=True))

@@ -68,7 +68,9 @@ def test_logits_go_down_what_each_token_adds(scale, seed):
 
 
 def test_scale_zero_is_the_denoiser_itself():
-    denoiser = lambda *_: torch.zeros(1, 4, 7)  # noqa: E731
+    def denoiser(*_):
+        return torch.zeros(1, 4, 7)
+
     assert with_token_energy(denoiser, lambda p: p.sum((1, 2)), 0.0, MASK) is denoiser
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_unified_diffusion.training.data_sources import load_packages
+from hf_unified_diffusion.training.data_sources import load_packages, permissive
 from hf_unified_diffusion.training.image_concepts import captions_of, concept_key, plural, split_concepts
-from hf_unified_diffusion.training.image_corpus import IMAGE_SOURCES_FILE, assign_splits, permissive
+from hf_unified_diffusion.training.image_corpus import IMAGE_SOURCES_FILE, assign_splits
 from hf_unified_diffusion.training.image_extract import Drawing
 from hf_unified_diffusion.training.image_render import MAX_SIDE, RenderError, SvgRenderer, open_raster
 from hf_unified_diffusion.training.image_scenes import COLOURS, Part, Scene, compose, draw_scene

@@ -8,7 +8,7 @@ from .token_automaton import TokenAutomaton
 
 SMALLEST = -80.0  # logarithm of what float32 still sums without losing digits
 SMALLEST_DOUBLE = -600.0  # the same for float64, with room for a product
-RUN = 128
+RUN = 128  # weights that are summed at once before one is drawn
 
 
 class ClassScores:

@@ -1,6 +1,6 @@
 """Samples that are checked: what fails is drawn again with stronger energies, a bounded number of times."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -55,8 +55,12 @@ def accepted_sample(
         if found[-1][1].is_accepted:
             break
     history = tuple(attempt for _, attempt in found)
-    sample, _ = min(reversed(found), key=lambda pair: list(pair[1].accepted.values()).count(False))
-    return sample, history
+    return found[kept(history)][0], history
+
+
+def kept(history: Sequence[Attempt]) -> int:
+    """The place of the attempt whose sample is returned: it breaks fewest wishes, the last of several that do."""
+    return min(reversed(range(len(history))), key=lambda place: list(history[place].accepted.values()).count(False))
 
 
 def check_retries(max_retries: object, growth: object) -> None:

@@ -1,6 +1,5 @@
 """From a training folder to a checkpoint that ships: quantized Parquet weights, tokenizer, scheduler, metadata."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ..folders import replacing
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig, QuantizedWeight, calibrated_codes, quantize_model
 from ..quantization.modules import can_quantize, dequantize_layer, quantize_layer
@@ -55,15 +55,12 @@ def write_checkpoint(
 
     Usage: `write_checkpoint(model, tokenizer, Path("edge"), ["text", "code"], license="apache-2.0")`
     """
-    partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     training = {**model.checkpoint_facts.get("training", {}), **facts.get("training", {})}
     model.checkpoint_facts |= {**facts, "supported_modalities": supported_modalities, "training": training}
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id).save_pretrained(partial)
-    shutil.rmtree(destination, ignore_errors=True)
-    os.replace(partial, destination)
+    with replacing(destination) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id).save_pretrained(partial)
 
 
 def merge_tensors(checkpoint: Path, file: Path, destination: Path, **facts: Any) -> UnifiedDiffusionModel:
@@ -105,10 +102,7 @@ def merge_tensors(checkpoint: Path, file: Path, destination: Path, **facts: Any)
             model.set_submodule(name, quantize_layer(model.get_submodule(name), 8, quantization.group_size, dtype))
     training = {**model.checkpoint_facts.get("training", {}), **facts.get("training", {})}
     model.checkpoint_facts |= {**facts, "training": training}
-    partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(checkpoint, partial)
-    model.save_pretrained(partial)
-    shutil.rmtree(destination, ignore_errors=True)
-    os.replace(partial, destination)
+    with replacing(destination) as partial:
+        shutil.copytree(checkpoint, partial)
+        model.save_pretrained(partial)
     return model

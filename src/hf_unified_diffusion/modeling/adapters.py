@@ -218,9 +218,9 @@ def remove(model: nn.Module, names: Sequence[str]) -> None:
             del config[name]
         activate(model, active)
         return
-    for layer in lora_layers(model):
-        parent_name = next(name for name, module in model.named_modules() if module is layer)
-        model.set_submodule(parent_name, layer.get_base_layer())
+    layers = {id(layer) for layer in lora_layers(model)}
+    for name, layer in [(name, module) for name, module in model.named_modules() if id(module) in layers]:
+        model.set_submodule(name, layer.get_base_layer())
     del model.peft_config
 
 

@@ -25,13 +25,13 @@ class ContextDenoiser:
         mask_token_id: of canvases of tokens, None for continuous ones.
         context_modality: of the clean tokens; by default that of the canvases.
         condition: what clean tokens and canvases attend to besides, in every pass; one row a row of the batch.
+        adapter_names: the LoRA adapter of each row, see `modeling.adapters.per_row`; None: those active for all.
 
     Attributes:
         cache: keys and values of the context.
         controls: ControlNets at work, with their own keys and values of hint and context.
         num_passes: forward passes so far.
         next_logits: float (B, vocab), the causal prediction of the token after the context; None while there is none.
-        adapter_names: the LoRA adapter of each row, see `modeling.adapters.per_row`; None: those active for all.
 
     Usage:
         denoiser = ContextDenoiser(model, "text", mask_token_id)
@@ -47,13 +47,13 @@ class ContextDenoiser:
         context_modality: str | None = None,
         controls: Sequence[Control] = (),
         condition: Condition | None = None,
+        adapter_names: Sequence[str] | None = None,
     ):
         self.model, self.modality, self.mask_token_id = model, modality, mask_token_id
         self.context_modality = modality if context_modality is None else context_modality
-        self.controls, self.condition = tuple(controls), condition
+        self.controls, self.condition, self.adapter_names = tuple(controls), condition, adapter_names
         self.cache = ContextCache()
         self.num_passes = 0
-        self.adapter_names: list[str] | None = None
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
         self._waiting: Segment | None = None
         self._positions: Float[Tensor, "batch length *axes"] | None = None
@@ -63,7 +63,7 @@ class ContextDenoiser:
         """A denoiser of the same kind, without context yet, under one more ControlNet; see `conditioning.control`."""
         controls = (*self.controls, control)
         kind = (self.modality, self.mask_token_id, self.context_modality)
-        return ContextDenoiser(self.model, *kind, controls, self.condition)
+        return ContextDenoiser(self.model, *kind, controls, self.condition, self.adapter_names)
 
     def remember(
         self,

@@ -12,7 +12,7 @@ from ..conditioning.control import check_control, controlled
 from ..contracts import Segment
 from ..modeling.controlnet import UnifiedControlNetModel
 from .context_denoiser import ContextDenoiser
-from .text_inputs import as_texts
+from .text_inputs import as_texts, per_row
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,6 @@ def with_rows(hint: Segment, rows: int, repeats: int) -> Segment:
     count = hint.values.shape[0]
     if count not in (1, rows // repeats, rows):
         raise ValueError(f"control_hint must have 1 row or as many as the prompts ({rows // repeats}), got {count}")
-    tensors = {
-        name: value.repeat_interleave(rows // count, dim=0)
-        for name, value in vars(hint).items()
-        if isinstance(value, Tensor)
-    }
-    return replace(hint, **tensors)
+    return replace(
+        hint, **{name: per_row(value, rows) for name, value in vars(hint).items() if isinstance(value, Tensor)}
+    )

@@ -12,7 +12,7 @@ from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Pictures, read_masks, read_pictures
 from ..codecs.text_codec import TextCodec
 from ..conditioning.guidance import check_guidance_scale
-from .text_inputs import as_texts, check_choice, check_positive, matched
+from .text_inputs import as_texts, check_choice, check_positive, matched, per_row
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -189,8 +189,3 @@ def check_room(rows: CaptionRows, num_tokens: int, most: int) -> None:
             raise ValueError(
                 f"{name} and picture must fit the context of {most} tokens, got {longest} + {num_tokens} tokens"
             )
-
-
-def per_row(values: Tensor, rows: int) -> Tensor:
-    """One entry for each row, from one for all or one for every so many rows."""
-    return values.repeat_interleave(rows // len(values), dim=0)

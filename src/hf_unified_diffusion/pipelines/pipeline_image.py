@@ -34,11 +34,10 @@ from .image_inputs import (
     check_room,
     gather_captions,
     gather_pictures,
-    per_row,
 )
 from .pipeline_output import UnifiedDiffusionImagePipelineOutput
 from .step_hooks import Callback, image_step_hook, tensor_names
-from .text_inputs import check_choice, row_generators
+from .text_inputs import check_choice, per_row, row_generators
 
 # where neither the call nor the checkpoint's metadata says otherwise
 DEFAULTS: dict[str, Any] = {"num_inference_steps": 16, "guidance_scale": 3.0, "size": 256}

@@ -326,16 +326,15 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         """Run the loop in the way the request asks for; gives the passes it took, and the acceptance of drafts."""
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
         controls, condition, adapter_names = steering
-        contexts = [ContextDenoiser(self.transformer, self.modality, mask, condition=condition)]
+        kind = self.transformer, self.modality, mask
+        contexts = [ContextDenoiser(*kind, condition=condition, adapter_names=adapter_names)]
         for control in controls:
             contexts[0] = control.apply(contexts[0])
         denoiser: Denoiser = contexts[0]
         if options.guidance_scale != 1:
-            contexts.append(ContextDenoiser(self.transformer, self.modality, mask))
+            contexts.append(ContextDenoiser(*kind, adapter_names=adapter_names))
             remember_rows(contexts[1], rows.negative_ids, pad, device)
             denoiser = guided(contexts[0], contexts[1], options.guidance_scale)
-        for context in contexts:
-            context.adapter_names = adapter_names
         if shape is not None:
             denoiser = shape(denoiser, writer)
         opening = allowed_openings(rows, writer.codec, self.transformer.config.vocab_size, device)

@@ -163,8 +163,12 @@ def matched_condition(condition: Condition | None, num_rows: int, repeats: int) 
     given = len(condition.tokens)
     if given not in (1, num_rows // repeats):
         raise ValueError(f"condition must have 1 row or as many as the prompts ({num_rows // repeats}), got {given}")
-    place = torch.arange(num_rows, device=condition.tokens.device) // repeats
-    return condition.select(torch.zeros_like(place) if given == 1 else place)
+    return condition.select(per_row(torch.arange(given, device=condition.tokens.device), num_rows))
+
+
+def per_row(values: Tensor, rows: int) -> Tensor:
+    """One entry for each row, from one for all or one for every so many rows."""
+    return values.repeat_interleave(rows // len(values), dim=0)
 
 
 def gather_rows(

@@ -1,5 +1,6 @@
 """What an image codec is trained for: pixels, edges, features; latents of unit variance that bear noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEATURE_BLOCKS = (0, 2, 4)  # of EfficientNet-lite0: strides 2, 4 and 8
+CHANNELS = (32, 32, 64, 128, 256, 256)  # by resolution, the finest first: a token for 32 x 32 pixels
+ENCODER_LAYERS, DECODER_LAYERS = (0, 1, 1, 1, 1, 1), (0, 2, 2, 2, 1, 1)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def convolutional_autoencoder(
+    latent_channels: int,
+    channels: Sequence[int] = CHANNELS,
+    encoder_layers: Sequence[int] = ENCODER_LAYERS,
+    decoder_layers: Sequence[int] = DECODER_LAYERS,
+) -> AutoencoderDC:
+    """The shape of our codec: convolutions alone, so that a picture of any size is decoded alike, without seams.
+
+    Usage: `convolutional_autoencoder(64)  # about 10M parameters`
+    """
+    no_attention = ((),) * len(channels)
+    return AutoencoderDC(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=tuple(channels),
+        decoder_block_out_channels=tuple(channels),
+        encoder_layers_per_block=tuple(encoder_layers),
+        decoder_layers_per_block=tuple(decoder_layers),
+        encoder_qkv_multiscales=no_attention,
+        decoder_qkv_multiscales=no_attention,
+    )
 
 
 @dataclass(frozen=True)

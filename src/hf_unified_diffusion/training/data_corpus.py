@@ -1,17 +1,17 @@
 """From pinned packages to Parquet shards: fetch, extract, filter, deduplicate, split, write."""
 
 import logging
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..folders import replacing
 from .data_dedup import deduplicate
 from .data_document import Document
 from .data_extract import EXTRACTORS
 from .data_fetch import fetch, members
 from .data_shards import held_out_first, write_shards
-from .data_sources import Package, cache_dir, load_packages, source_model_path
+from .data_sources import Package, cache_dir, load_packages, permissive, source_model_path
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,7 @@ def select(packages: Iterable[Package], sources: Iterable[str] = ()) -> list[Pac
     unknown = sorted(set(sources) - set(known))
     if unknown:
         raise ValueError(f"sources must be among {known}, got {unknown}")
-    chosen = [package for package in corpus if not sources or package.source in set(sources)]
-    refused = [f"{package.name} ({package.licence})" for package in chosen if not package.is_permissive]
-    if refused:
-        raise ValueError(f"licences must be permissive or public domain, got {refused}")
-    return chosen
+    return permissive(package for package in corpus if not sources or package.source in set(sources))
 
 
 def extract(packages: Iterable[Package], cache: Path) -> Iterator[Document]:
@@ -54,12 +50,8 @@ def build_corpus(shards: Path, cache: Path, sources: Iterable[str] = ()) -> None
     log.info("extracted %d documents in %.0f s", len(ordered), time.monotonic() - started)
     kept = list(deduplicate(ordered))
     log.info("kept %d documents after deduplication, %.0f s", len(kept), time.monotonic() - started)
-    # written beside and swapped in: a run that fails leaves the old shards whole
-    partial = shards.with_name(shards.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_shards(kept, partial)
-    shutil.rmtree(shards, ignore_errors=True)
-    partial.rename(shards)
+    with replacing(shards) as partial:
+        write_shards(kept, partial)
 
 
 def unpack_source_model() -> Path:

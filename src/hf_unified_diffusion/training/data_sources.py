@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ SOURCES_FILE = Path(__file__).with_name("sources.json")
 IMAGE_SOURCES_FILE = Path(__file__).with_name("image_sources.json")
 REGISTRIES = ("pypi", "npm", "debian")
 KINDS = ("corpus", "model", "names")
-# CC-BY-4.0 asks for attribution, which NOTICE gives; share-alike licences and the GPL do not pass.
+# CC-BY-4.0 asks for attribution: NOTICE must name its sources once a checkpoint that saw them ships.
+# Share-alike licences and the GPL do not pass.
 # SPDX names, with "Public-Domain" for texts whose copyright has run out or was given up.
 PERMISSIVE_LICENCES = frozenset(
     {
@@ -95,3 +97,12 @@ def cache_dir() -> Path:
 def source_model_path() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct that `make data` unpacks into the cache (it may not exist yet)."""
     return cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def permissive(packages: Iterable[Package]) -> list[Package]:
+    """The packages as given. Raises ValueError when one's licence is not permissive."""
+    chosen = list(packages)
+    refused = [f"{package.name} ({package.licence})" for package in chosen if not package.is_permissive]
+    if refused:
+        raise ValueError(f"licences must be permissive or public domain, got {refused}")
+    return chosen

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import random
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from pathlib import Path
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
+from ..folders import replacing
 from .data_fetch import fetch, members
-from .data_sources import IMAGE_SOURCES_FILE, Package, load_packages
+from .data_sources import IMAGE_SOURCES_FILE, load_packages, permissive
 from .image_concepts import SPLITS, permille, split_by_hash, split_concepts
 from .image_extract import EXTRACTORS, Drawing, EmojiNames
 from .image_render import RenderError, SvgRenderer, png_bytes, sprite
@@ -53,15 +53,6 @@ class Picture:
     source: str
     licence: str
     attributes: str | None = None
-
-
-def permissive(packages: Iterable[Package]) -> list[Package]:
-    """The packages as given. Raises ValueError when one's licence is not permissive."""
-    chosen = list(packages)
-    refused = [f"{package.name} ({package.licence})" for package in chosen if not package.is_permissive]
-    if refused:
-        raise ValueError(f"licences must be permissive or public domain, got {refused}")
-    return chosen
 
 
 def read_drawings(cache: Path, sources: Iterable[str] = ()) -> Iterator[Drawing]:
@@ -183,12 +174,9 @@ def build_image_corpus(shards: Path, cache: Path, sources: Iterable[str] = (), s
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     by_split = assign_splits(read_drawings(cache, sources))
-    # written beside and swapped in: a run that fails leaves the old shards whole
-    partial = shards.with_name(shards.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     amounts: dict[str, Counter] = {}
     dropped: Counter = Counter()
-    with SvgRenderer() as renderer:
+    with SvgRenderer() as renderer, replacing(shards) as partial:
         for split, drawings in by_split.items():
             # mixed, so that any shard alone is a fair sample
             random.Random(split).shuffle(drawings)
@@ -199,8 +187,6 @@ def build_image_corpus(shards: Path, cache: Path, sources: Iterable[str] = (), s
                 composed = render_scenes(split, drawings, renderer, math.ceil(share * SCENES[split]))
                 amounts[split] += write_pictures(composed, partial / split, "scenes")
                 log.info("%s: %d pictures with scenes", split, amounts[split].total())
-    shutil.rmtree(shards, ignore_errors=True)
-    partial.rename(shards)
     concepts = {split: len({drawing.concept for drawing in drawings}) for split, drawings in by_split.items()}
     return {"pictures": amounts, "concepts": concepts, "dropped": dropped, "shapes": len(SHAPES), "side": SIDE}
 

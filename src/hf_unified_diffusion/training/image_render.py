@@ -101,8 +101,8 @@ def open_raster(content: bytes) -> Image.Image:
 
 
 def sprite(drawing: Drawing, side: int, renderer: SvgRenderer) -> Image.Image:
-    """The drawing on nothing: RGBA, cropped to what is visible, longer side `side` or a
-    little less.
+    """The drawing on nothing: RGBA, cropped to what is visible, longer side `side` or a little
+    less.
 
     Raises RenderError, also for a drawing of which next to nothing is visible.
     """

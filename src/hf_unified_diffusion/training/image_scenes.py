@@ -38,7 +38,8 @@ SHAPES = {
     ),
     "ring": '<path fill-rule="evenodd" d="M50 2A48 48 0 1 1 49.9 2ZM50 26A24 24 0 1 0 50.1 26Z"/>',
 }
-RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = tuple(OPPOSITE)
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 MAX_TINTED_LUMINANCE = 235  # of 255: a drawing all white has no shade to carry a colour
 
@@ -78,12 +79,11 @@ class Scene:
         if self.relation is None:
             whole = " and ".join(described)
             return list(dict.fromkeys([whole, " and ".join(reversed(described)), f"a picture of {whole}"]))
-        opposite = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))[self.relation]
         towards = self.relation if self.relation in ("above", "below") else f"to the {self.relation}"
         return [
             f"{described[0]} {self.relation} {described[1]}",
             f"{described[0]} {towards} {described[1]}",
-            f"{described[1]} {opposite} {described[0]}",
+            f"{described[1]} {OPPOSITE[self.relation]} {described[0]}",
         ]
 
     @property

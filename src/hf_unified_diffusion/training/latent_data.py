@@ -103,7 +103,7 @@ class LatentShards:
 
 
 def open_latents(files: Iterable[Path], modality: str, cache_dir: Path) -> LatentShards:
-    """Map Parquet shards of latents (see docs/training.md, Pictures) through an Arrow copy under `cache_dir`.
+    """Map Parquet shards of latents (columns as in `LatentShards`) through an Arrow copy under `cache_dir`.
 
     The copy is made anew where a file changed.
 

@@ -119,13 +119,26 @@ def block_canvases(
     batch: TokenBatch, block_length: int, mask_token_id: int, generator: Generator, complementary: bool = True
 ) -> list[tuple[Segment, Target]]:
     """The noisy copies of `block_layout`; they need the clean copy beside them or in a cache, if blocks are shorter."""
-    rows, length = batch.tokens.shape
+    length = batch.tokens.shape[1]
     reach = block_reach(length, block_length)
-    hidden, time = hide_exactly(rows, length, block_length, generator)
+    return canvases_of(batch, torch.arange(length), block_length, reach, mask_token_id, generator, complementary)
+
+
+def canvases_of(
+    batch: TokenBatch,
+    places: Int[Tensor, "length"],
+    block_length: int,
+    reach: Int[Tensor, "length"],
+    mask_token_id: int,
+    generator: Generator,
+    complementary: bool,
+) -> list[tuple[Segment, Target]]:
+    """The tokens at `places` in canvases of `block_length`, some hidden; the complementary copy hides the others."""
+    hidden, time = hide_exactly(len(batch.tokens), len(places), block_length, generator)
     views = [(hidden, time)] + ([(~hidden, 1 - time)] if complementary else [])
-    num_blocks = -(-length // block_length)
+    num_blocks = -(-len(places) // block_length)
     return [
-        canvas_of(batch, torch.arange(length), block_length, hide, at, mask_token_id, i * num_blocks, reach)
+        canvas_of(batch, places, block_length, hide, at, mask_token_id, i * num_blocks, reach)
         for i, (hide, at) in enumerate(views)
     ]
 
@@ -157,13 +170,8 @@ def infill_layout(
     """
     rows, length = batch.tokens.shape
     places = torch.cat([torch.arange(start, start + gap_length) for start in starts])
-    hidden, time = hide_exactly(rows, len(places), gap_length, generator)
-    views = [(hidden, time)] + ([(~hidden, 1 - time)] if complementary else [])
     reach = torch.full((len(places),), length)
-    canvases = [
-        canvas_of(batch, places, gap_length, hide, at, mask_token_id, i * len(starts), reach)
-        for i, (hide, at) in enumerate(views)
-    ]
+    canvases = canvases_of(batch, places, gap_length, reach, mask_token_id, generator, complementary)
     in_gap = torch.zeros(length, dtype=torch.bool)
     in_gap[places] = True
     outside = torch.arange(length)[~in_gap]

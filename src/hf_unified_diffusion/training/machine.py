@@ -4,6 +4,8 @@ import time
 
 import torch
 
+PRECISIONS = ("auto", "bf16", "no")
+
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 where matrix units take it (CUDA, AMX, AVX-512 BF16), else float32: emulated bf16 is 10 times slower."""
@@ -11,6 +13,22 @@ def fast_dtype() -> torch.dtype:
         return torch.bfloat16
     has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has_units else torch.float32
+
+
+def check_precision(mixed_precision: str) -> None:
+    """Raise ValueError for another name than those of `PRECISIONS`."""
+    if mixed_precision not in PRECISIONS:
+        raise ValueError(f"mixed_precision must be one of {PRECISIONS}, got {mixed_precision!r}")
+
+
+def precision_of(mixed_precision: str) -> torch.dtype:
+    """The dtype that a training script computes in: "auto" is `fast_dtype`, "bf16" and "no" (float32) as in accelerate.
+
+    Raises ValueError for another name.
+    Usage: `precision_of("auto")`
+    """
+    check_precision(mixed_precision)
+    return {"auto": fast_dtype(), "bf16": torch.bfloat16, "no": torch.float32}[mixed_precision]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1536, repeats: int = 8) -> float:

@@ -80,6 +80,11 @@ class Progress:
     positions: int = 0
     seconds: float = 0.0
 
+    def share(self, max_steps: int, max_minutes: float | None = None) -> float:
+        """How much of the steps or of the minutes is used up, whichever ends first; the learning rate follows it."""
+        steps = self.step / max_steps
+        return steps if max_minutes is None else max(steps, self.seconds / 60 / max_minutes)
+
 
 @dataclass(frozen=True)
 class LearningRate:

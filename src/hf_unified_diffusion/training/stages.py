@@ -10,10 +10,10 @@ from transformers import HfArgumentParser
 
 from ..contracts import TOKEN_MODALITIES
 from .flow_layout import FlowConfig
+from .machine import check_precision
 from .objective import ObjectiveConfig
 from .run import RunSettings
 
-PRECISIONS = ("auto", "bf16", "no")
 SEEDS_APART = 101  # between the stages of a file: a stage that reads the rows of the one before memorises them
 
 
@@ -30,9 +30,8 @@ class StageArguments:
     layers: list[int] = field(default_factory=list)  # the autoregressive model's layers to keep; all by default
     config: str | None = None  # JSON of UnifiedDiffusionConfig values: start from scratch
     modalities: list[str] = field(default_factory=lambda: ["text", "code"])  # those of tokens
-    mixture: list[str] = field(
-        default_factory=list
-    )  # text=1 image=2: what trains, micro-batches a round; else in turns
+    # text=1 image=2: what trains, and of how many micro-batches of a round; all in turns by default
+    mixture: list[str] = field(default_factory=list)
     loss_weights: list[str] = field(default_factory=list)  # image=0.5
     train_only: list[str] = field(default_factory=list)  # patterns of parameter names, such as heads.image*
     max_train_tokens: int | None = None  # of each modality of tokens; fewer tokens, more epochs
@@ -82,8 +81,7 @@ class StageArguments:
         for name in (*counts, "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(f"mixed_precision must be one of {PRECISIONS}, got {self.mixed_precision!r}")
+        check_precision(self.mixed_precision)
         wrong = sorted(set(self.modalities) - set(TOKEN_MODALITIES))
         if wrong:
             raise ValueError(f"modalities must be of {TOKEN_MODALITIES}, got {wrong}; others come by latents")
