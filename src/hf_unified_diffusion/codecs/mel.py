@@ -15,7 +15,7 @@ HOP = 300  # samples: 80 frames a second
 N_FFT = 1_200  # samples: windows of 50 ms
 NUM_BANDS = 100  # from 0 to 12 kHz
 FLOOR = 1e-5  # -100 dB to a full-scale sine, below what 16 bits hold
-MEAN, STD = -7.0, 2.3  # of log-mels of normalized speech, in nats
+MEAN, STD = -7.5, 2.4  # of log-mels of normalized speech, in nats
 
 
 @lru_cache
