@@ -38,12 +38,17 @@ def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoise
     def denoise(
         x_t: Shaped[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
     ) -> Float[Tensor, "batch *out"]:
-        clean = denoiser(x_t, t, condition).float()
-        null = null_denoiser(x_t, t, None).float()
-        mixed = null + scale * (clean - null)
-        return torch.where(clean.isneginf(), clean, mixed)  # -inf - -inf would be NaN
+        return pushed_away(denoiser(x_t, t, condition).float(), null_denoiser(x_t, t, None).float(), scale)
 
     return denoise
+
+
+def pushed_away(
+    clean: Float[Tensor, "batch *out"], null: Float[Tensor, "batch *out"], scale: float
+) -> Float[Tensor, "batch *out"]:
+    """null + scale (clean - null), for a caller that has both estimates; see `guided`."""
+    mixed = null + scale * (clean - null)
+    return torch.where(clean.isneginf(), clean, mixed)  # -inf - -inf would be NaN
 
 
 def without_tokens(denoiser: Denoiser, token_ids: list[int]) -> Denoiser:
