@@ -1,5 +1,7 @@
 """What is said when in a clip: words, phonemes and visemes with their times."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +25,15 @@ class Timing:
 
 def spoken_or_none(text: str) -> Pronunciation | None:
     """How a generated text is said; None where it cannot be spoken, which a network may well write."""
-    try:
-        return pronounce(text)
-    except ValueError:
-        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # who gave no text need not hear what of it is left out
+        try:
+            return pronounce(text)
+        except ValueError:
+            return None
 
 
-def timing(
-    spoken: Pronunciation | None, num_tokens: int, face: Float32[np.ndarray, "tokens 52"] | None
-) -> Timing:
+def timing(spoken: Pronunciation | None, num_tokens: int, face: Float32[np.ndarray, "tokens 52"] | None) -> Timing:
     """Times by the clock that text and sound share, phonemes evenly over the clip; with a face, as it shows them.
 
     Args:
@@ -51,3 +53,15 @@ def timing(
         TimedLabel(word.text, phonemes[word.start].start_s, phonemes[word.end - 1].end_s) for word in spoken.words
     )
     return Timing(words, tuple(phonemes), tuple(timed_visemes(symbols, ends)))
+
+
+def timings(
+    spoken: Sequence[Pronunciation | None],
+    num_tokens: int | None,
+    faces: Float32[np.ndarray, "rows tokens 52"] | None,
+) -> list[Timing] | None:
+    """`timing` of every row; None without a clip."""
+    if num_tokens is None:
+        return None
+    shown = [None] * len(spoken) if faces is None else list(faces)
+    return [timing(how, num_tokens, face) for how, face in zip(spoken, shown, strict=True)]
