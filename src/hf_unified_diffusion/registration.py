@@ -16,6 +16,7 @@ from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
+from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
 from .schedulers import MaskedDiffusionScheduler
@@ -27,6 +28,7 @@ PIPELINES = (
     UnifiedDiffusionCodePipeline,
     UnifiedDiffusionImagePipeline,
     UnifiedDiffusionJointPipeline,
+    UnifiedDiffusionSpeechPipeline,
 )
 
 

@@ -1,5 +1,7 @@
 """Text as it is spoken: numbers in words, words as phonemes, one token each, and what cannot be spoken."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,15 +40,14 @@ def test_every_number_is_said_in_words_of_the_lexicon(number):
     assert all(word in lexicon() for word in words if word != "It")
 
 
-@given(st.text(alphabet=st.characters(max_codepoint=0x24F), max_size=40))
+@given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=40))
 @settings(max_examples=150, deadline=None, database=None)
 @pytest.mark.filterwarnings("ignore:left out of what is spoken")
-def test_any_latin_text_is_spoken_in_known_symbols_or_refused(text):
-    try:
-        found = pronounce(text)
-    except ValueError as error:
-        assert "something to speak" in str(error) or "Latin letters" in str(error)
+def test_any_latin_text_is_spoken_in_known_symbols_(text):
+    folded = unicodedata.normalize("NFKD", text)
+    if not any(letter.isascii() and letter.isalnum() for letter in folded):
         return
+    found = pronounce(text)
     assert set(found.symbols) <= set(SYMBOLS)
     assert found.words
 
@@ -86,9 +87,7 @@ def test_words_mark_their_own_phonemes():
 
 
 def test_articles_and_to_follow_the_next_sound():
-    assert "".join(pronounce("the apple, the pear; to eat, to go").symbols).split() == (
-        ["ði", "ˈæpᵊl,", "ðə", "pˈɛɹ;", "tʊ", "ˈit,", "tə", "ɡˌO"]
-    )
+    assert str(pronounce("the apple, the pear; to eat, to go")) == "ði ˈæpᵊl, ðə pˈɛɹ; tʊ ˈit, tə ɡˌO"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hf_unified_diffusion.pipelines.joint_canvases import Pace
 from hf_unified_diffusion.pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
 from hf_unified_diffusion.processes import spawn_generators
 from hf_unified_diffusion.schedulers import MaskedDiffusionScheduler
-from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
+from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler, speech_scheduler
 from tests.codecs.vaes import tiny_dc
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -43,7 +43,8 @@ def model():
 @pytest.fixture(scope="module")
 def pipe(model):
     scheduler = MaskedDiffusionScheduler(mask_token_id=257)
-    pipe = UnifiedDiffusionJointPipeline(model, scheduler, flow_scheduler(), tiny_tokenizer(), vae=tiny_dc(128))
+    parts = {"vae": tiny_dc(128), "image_scheduler": flow_scheduler()}
+    pipe = UnifiedDiffusionJointPipeline(model, scheduler, speech_scheduler(), tiny_tokenizer(), **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -207,12 +208,12 @@ def test_words_phonemes_and_visemes_have_times(pipe):
     output = pipe(modality="audio", text="Hello, my mum", duration_s=2.0, **SMALL)
     (words,), (phonemes,), (visemes,) = output.words, output.phonemes, output.visemes
     assert [word.label for word in words] == ["Hello", "my", "mum"]
-    assert "".join(p.label for p in phonemes) == str(pronounce("Hello, my mum"))
-    assert phonemes[-1].end_s == pytest.approx(2.0) and visemes[-1].end_s == pytest.approx(2.0)
+    assert "".join(phoneme.label for phoneme in phonemes) == "həlOmImʌm"
+    assert 1.8 < phonemes[-1].end_s <= 2.0 and visemes[-1].end_s == phonemes[-1].end_s
     assert words[0].end_s <= words[1].start_s <= words[1].end_s <= words[2].start_s
     shown = pipe(modality="audio", text="my map", avatar=FACE, **SMALL)  # a face says when, whatever it looks like
-    assert [p.label for p in shown.phonemes[0]] == list(pronounce("my map").symbols)
-    assert shown.visemes[0][-1].end_s == pytest.approx(0.5)
+    assert "".join(phoneme.label for phoneme in shown.phonemes[0]) == "mImæp"
+    assert 0.4 < shown.visemes[0][-1].end_s <= 0.5
 
 
 def test_spans_are_the_steps_of_a_share():
@@ -315,7 +316,7 @@ def test_bad_input_names_the_rule(pipe, rule, options):
 
 def test_parts_that_do_not_fit_are_refused(pipe, model):
     parts = (model, pipe.scheduler, flow_scheduler(), pipe.tokenizer)
-    with pytest.raises(ValueError, match="a picture needs a vae"):
+    with pytest.raises(ValueError, match="a picture needs vae and image_scheduler"):
         UnifiedDiffusionJointPipeline(*parts)(modality="image", **SMALL)
     heun = UnifiedDiffusionJointPipeline(model, pipe.scheduler, FlowMatchHeunDiscreteScheduler(), pipe.tokenizer)
     with pytest.raises(ValueError, match="the flow scheduler must take one pass a step"):

@@ -74,23 +74,17 @@ UNITS = {  # after a number: one and many
     "g": ("gram", "grams"),
 }
 SIGNS = {"&": " and ", "+": " plus ", "@": " at ", "=": " equals ", "%": " percent ", "°": " degrees ", "#": " number "}
-# typographic variants -> what is left of them
+# typographic variants -> what is left of them; letters that Unicode does not take apart -> how they are written plainly
 VARIANTS = str.maketrans(
-    {"’": "'", "‘": "'", "`": "'", "´": "'", "–": "—", "‒": "—", "―": "—", "«": '"', "»": '"', "„": '"', "‹": '"'}
-    | {"›": '"', "…": "…", "[": "(", "]": ")", "{": "(", "}": ")", "<": "(", ">": ")", "­": "", "ß": "ss", "æ": "ae"}
-    | {
-        "Æ": "Ae",
-        "ø": "o",
-        "Ø": "O",
-        "œ": "oe",
-        "Œ": "Oe",
-        "ł": "l",
-        "Ł": "L",
-        "đ": "d",
-        "ı": "i",
-        "þ": "th",
-        "ð": "th",
-    }
+    dict.fromkeys("’‘`´ʼ", "'")
+    | dict.fromkeys("–‒―", "—")
+    | dict.fromkeys("«»„‹›", '"')
+    | dict.fromkeys("[{<", "(")
+    | dict.fromkeys("]}>", ")")
+    | dict.fromkeys("µμ", "micro ")
+    | {"\u00ad": "", "ŉ": "'n", "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "þ": "th", "Þ": "Th"}
+    | dict(zip("øØłŁđĐðÐıħĦŧŦĸ", "oOlLdDdDihHtTk", strict=True))
+    | {"ŋ": "ng", "Ŋ": "Ng"}
 )
 PAUSES = ';:,.!?—…"()“”'
 SPEAKABLE = re.compile(r"[A-Za-z' \-" + re.escape(PAUSES) + "]")

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..codecs.audio_codec import AudioCodec
 from ..codecs.avatar_codec import AvatarCodec
 from ..codecs.avatar_track import AvatarTrack
+from ..codecs.durations import Durations
+from ..codecs.loudness import levelled
 from ..codecs.phonemes import Pronunciation, pronounce
 from ..conditioning.guidance import check_guidance_scale
 from .text_inputs import as_texts, check_choice, check_positive
@@ -20,7 +22,6 @@ from .text_inputs import as_texts, check_choice, check_positive
 JOINT_MODALITIES = ("text", "audio", "avatar", "image")
 CLIP_MODALITIES = ("audio", "avatar")
 LONGEST_CLIP_S = 60.0
-SECONDS_PER_SYMBOL = 0.075  # of speech at an ordinary rate, stresses, spaces and punctuation counted
 
 DEFAULT_SECONDS = 3.0
 
@@ -91,8 +92,8 @@ class GivenClip:
         counts = [len(part) for part in (self.spoken, self.audio, self.avatar) if part is not None]
         return max(counts, default=None)
 
-    def num_tokens(self, duration_s: float | None) -> int | None:
-        """Tokens of the clip: of what is given, else of `duration_s`, else by the length of the texts; None unknown.
+    def num_tokens(self, duration_s: float | None, durations: Durations) -> int | None:
+        """Tokens of the clip: of what is given, else of `duration_s`, else of the longest text; None unknown.
 
         Raises:
             ValueError: sound and face of different lengths, or a duration beside them.
@@ -105,7 +106,7 @@ class GivenClip:
                 raise ValueError(f"duration_s must be left out with audio or avatar given, got {duration_s}")
             return lengths.pop()
         if duration_s is None and self.spoken is not None:
-            duration_s = min(SECONDS_PER_SYMBOL * max(len(p.symbols) for p in self.spoken), LONGEST_CLIP_S)
+            duration_s = min(max(durations.of(each.symbols) for each in self.spoken), LONGEST_CLIP_S)
         return None if duration_s is None else math.ceil(duration_s * AudioCodec.tokens_per_second)
 
 
@@ -127,7 +128,7 @@ def gather_clip(
     )
 
 
-def clip_tokens(options: JointOptions, clip: GivenClip) -> int | None:
+def clip_tokens(options: JointOptions, clip: GivenClip, durations: Durations) -> int | None:
     """Tokens of the clip of a request, None where it has none; ValueError for what needs one and has none."""
     with_clip = bool({*options.modality} & {*CLIP_MODALITIES}) or clip.audio is not None or clip.avatar is not None
     if clip.spoken is not None and not with_clip:
@@ -136,7 +137,7 @@ def clip_tokens(options: JointOptions, clip: GivenClip) -> int | None:
         raise ValueError(f"duration_s must be left out without sound and face, got {options.duration_s}")
     if not with_clip:
         return None
-    tokens = clip.num_tokens(options.duration_s)
+    tokens = clip.num_tokens(options.duration_s, durations)
     return round(DEFAULT_SECONDS * AudioCodec.tokens_per_second) if tokens is None else tokens
 
 
@@ -153,7 +154,7 @@ def given_sound(audio: Waveforms) -> Float[Tensor, "rows samples"]:
         raise ValueError(f"audio must be at most {LONGEST_CLIP_S} s long, got {seconds:.1f} s")
     if not bool(waveform.isfinite().all()) or float(waveform.abs().max()) > 1:
         raise ValueError(f"audio must be finite and in [-1, 1], got up to {float(waveform.abs().max())}")
-    return waveform.float()
+    return torch.stack([levelled(row) for row in waveform.float()])  # as in training
 
 
 def given_face(avatar: Avatars) -> Float[Tensor, "rows tokens 52"]:

@@ -10,18 +10,18 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from jaxtyping import Int
 from PIL.Image import Image
-from torch import Generator, Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from torch import Generator, Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..codecs.audio_codec import AudioCodec
 from ..codecs.avatar_codec import AvatarCodec
+from ..codecs.durations import Durations
 from ..codecs.image_codec import ImageCodec
 from ..codecs.phonemes import PhonemeCodec, Pronunciation
 from ..codecs.pictures import Pictures, read_pictures
 from ..codecs.text_codec import TextCodec
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..processes.randomness import spawn_generators
-from ..schedulers.flow_matching import flow_scheduler
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .checkpoints import (
     EMBEDDED_CHECKPOINT,
@@ -30,6 +30,7 @@ from .checkpoints import (
     is_model_checkpoint,
     load_image_parts,
     load_parts,
+    load_speech_parts,
 )
 from .context_denoiser import evaluating
 from .image_inputs import own_size
@@ -63,11 +64,10 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
     Args:
         transformer: the score network, with the modalities "audio" (400 wide) and "avatar" (52 wide).
         scheduler: of tokens.
-        flow_scheduler: of continuous modalities: any of diffusers as for `UnifiedDiffusionImagePipeline`, with one pass
-            a step.
+        speech_scheduler: of sound and face: any of diffusers that takes velocities, with one pass a step.
         tokenizer: fast, of the network.
-        vocoder: turns mels into sound; None: Griffin-Lim.
-        vae: for pictures; without it none are drawn.
+        vocoder: makes log-mels sound; None: Griffin-Lim.
+        vae, image_scheduler: for pictures; without them none are drawn.
 
     Usage:
         pipe = UnifiedDiffusionJointPipeline.from_pretrained()  # the embedded checkpoint
@@ -77,7 +77,7 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vocoder->vae"
-    _optional_components = ["vocoder", "vae"]
+    _optional_components = ["vocoder", "vae", "image_scheduler"]
     _callback_tensor_inputs = list(JOINT_MODALITIES)
     _interrupt = False
 
@@ -85,10 +85,11 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
         self,
         transformer: UnifiedDiffusionModel,
         scheduler: MaskedDiffusionScheduler,
-        flow_scheduler: SchedulerMixin,
+        speech_scheduler: SchedulerMixin,
         tokenizer: PreTrainedTokenizerFast,
-        vocoder: nn.Module | None = None,
+        vocoder: PreTrainedModel | None = None,
         vae: AutoencoderMixin | None = None,
+        image_scheduler: SchedulerMixin | None = None,
     ):
         super().__init__()
         widths = {"audio": AudioCodec.width, "avatar": AvatarCodec.width}
@@ -101,10 +102,11 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
         self.register_modules(
             transformer=transformer,
             scheduler=scheduler,
-            flow_scheduler=flow_scheduler,
+            speech_scheduler=speech_scheduler,
             tokenizer=tokenizer,
             vocoder=vocoder,
             vae=vae,
+            image_scheduler=image_scheduler,
         )
 
     @classmethod
@@ -116,9 +118,16 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
         path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         if not is_model_checkpoint(path, **hub_options(kwargs)):
             return super().from_pretrained(path, **kwargs)
-        vae = load_image_parts(path, kwargs.get("dtype"))[1] if has_image_parts(path) else None
+        image_scheduler, vae = load_image_parts(path, kwargs.get("dtype")) if has_image_parts(path) else (None, None)
+        speech_scheduler, vocoder = load_speech_parts(path)
         transformer, scheduler, tokenizer = load_parts(path, **kwargs)
-        return cls(transformer, scheduler, flow_scheduler(), tokenizer, vae=vae)
+        return cls(transformer, scheduler, speech_scheduler, tokenizer, vocoder, vae, image_scheduler)
+
+    @property
+    def durations(self) -> Durations:
+        """How long phonemes take: as the checkpoint's metadata says of sound, else of English read aloud."""
+        seconds = self.transformer.checkpoint_facts.get("audio", {}).get("seconds_per_class")
+        return Durations() if seconds is None else Durations(seconds)
 
     @property
     def interrupt(self) -> bool:
@@ -235,7 +244,7 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
         guided = any(options.guidance_scale[name] != 1 for name in options.modality)
         conditioned = any(prompts) or phonemes is not None or bool(given)
         ids = [[bos, *row] for row in TextCodec(self.tokenizer).encode(prompts)]
-        tokens = clip_tokens(options, clip)
+        tokens = clip_tokens(options, clip, self.durations)
         return JointLayout(ids, tokens, phonemes, given, grid, guided and conditioned, bos, device)
 
     def _grid(
@@ -246,8 +255,8 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
             if size != (None, None):
                 raise ValueError(f"height and width must be left out without a picture, got {size}")
             return None
-        if self.vae is None:
-            raise ValueError("a picture needs a vae, got a pipeline without one")
+        if self.vae is None or self.image_scheduler is None:
+            raise ValueError("a picture needs vae and image_scheduler, got a pipeline without")
         if pictures is not None:
             size = own_size(list(pictures), ImageCodec(self.vae).downsampling)
         return ImageCodec(self.vae).grid(*(DEFAULT_SIZE if side is None else side for side in size))
@@ -269,7 +278,8 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
                 continue
             positions = layout.places(name)
             shape = (positions.shape[1], self.transformer.config.modalities[name]["width"])
-            canvases.append(FlowCanvas.noise(name, shape, positions, self.flow_scheduler, own, pace))
+            scheduler = self.image_scheduler if name == "image" else self.speech_scheduler
+            canvases.append(FlowCanvas.noise(name, shape, positions, scheduler, own, pace))
         return canvases
 
     def _output(
@@ -293,7 +303,7 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
             said = [before + after for before, after in zip(prompts, written, strict=True)]
             spoken = [spoken_or_none(completion) for completion in written]
         faces = AvatarCodec().decode(tokens["avatar"]).cpu().numpy() if "avatar" in tokens else None
-        times = timings(spoken, layout.clip_tokens, faces)
+        times = timings(spoken, layout.clip_tokens, faces, self.durations)
         sound = AudioCodec(self.vocoder).decode(tokens["audio"]).cpu().numpy() if "audio" in asked else None
         return UnifiedDiffusionJointPipelineOutput(
             texts=said if "text" in asked else None,
