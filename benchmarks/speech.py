@@ -4,8 +4,8 @@
     python benchmarks/speech.py --only_ceilings   # the yardsticks alone, without a network
 
 Rows are of the test split: held-out sentences, half of them by held-out voices. Each is spoken behind another row of
-its voice ("seen voices", "cloned voices"). Ceilings go through the same judges: the recording itself, and what the codec
-makes of it. Controls must be bad: each sound judged by another row's text, and by another voice.
+its voice ("seen voices", "cloned voices"). Ceilings go through the same judges: the recording, and what the codec makes
+of it. Controls must be bad: each sound judged by another row's text, and by another voice.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 Each speaker lives in a process of its own, so that its peak memory is its own. Ours speaks at its default steps and
 guidance by the embedded checkpoint, whatever it has learned: latency does not depend on the weights. Without a
-vocoder beside the checkpoint one of random weights decodes, where the package has one, else Griffin-Lim. Everything that
-a call does is timed: normalizing, phonemes, durations, all passes, decoding. All get the phonemes of our own lexicon.
+vocoder beside the checkpoint one of random weights decodes, where the package has one, else Griffin-Lim. All that a
+call does is timed: normalizing, phonemes, durations, all passes, decoding. All get the phonemes of our own lexicon.
 """
 
 import argparse
