@@ -25,7 +25,7 @@ CLASSES = {
 }
 NAMES = (*CLASSES, "beginning")  # what a clip takes however little is said: silence at its ends
 CLASS_OF = {symbol: NAMES.index(name) for name, symbols in CLASSES.items() for symbol in symbols}
-# Means of the teacher's phoneme times over 96 training rows, spoken at 0.85 to 1.2 times its own rate. The lengths of 48
+# Means of the teacher's phoneme times over 96 training rows, spoken at 0.85 to 1.2 times its own rate. Lengths of 48
 # held-out rows are off by 13% in the median; part of that is the spread of the rates.
 SECONDS = {
     "vowel": 0.054,
