@@ -25,6 +25,7 @@ class StageArguments:
     tokenizer: str
     shards: str = "data/shards"
     latents: list[str] = field(default_factory=list)  # image=data/images: a folder with train/ and validation/
+    packs: list[str] = field(default_factory=list)  # of `make pack`: data come from these, and from no other folder
     initial_model: str | None = None  # a folder of ours, or with from_autoregressive a Llama- or Qwen-shaped one
     from_autoregressive: bool = False
     layers: list[int] = field(default_factory=list)  # the autoregressive model's layers to keep; all by default
@@ -41,6 +42,7 @@ class StageArguments:
     gradient_accumulation_steps: int = 1
     max_train_steps: int = 1000
     max_train_minutes: float | None = None  # the learning rate then follows the clock
+    slice_minutes: float | None = None  # save and end after so many minutes of this call; --resume goes on
     learning_rate: float = 3e-4
     warmup_steps: int = 50
     weight_decay: float = 0.1
@@ -81,6 +83,8 @@ class StageArguments:
         for name in (*counts, "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.slice_minutes is not None and not self.slice_minutes > 0:
+            raise ValueError(f"slice_minutes must be positive, got {self.slice_minutes}")
         check_precision(self.mixed_precision)
         wrong = sorted(set(self.modalities) - set(TOKEN_MODALITIES))
         if wrong:
