@@ -14,6 +14,7 @@ from .machine import check_precision
 from .objective import ObjectiveConfig
 from .run import RunSettings
 
+RECIPE_TABLES = ("prepare", "distillation", "report")  # what `read_recipe` reads of the same file
 SEEDS_APART = 101  # between the stages of a file: a stage that reads the rows of the one before memorises them
 
 
@@ -171,7 +172,7 @@ def read_stages(file: Path, only: Sequence[str] = (), overrides: Sequence[str] =
         raise ValueError(f"a configuration must be TOML, got {file}: {error}") from error
     shared, stages = tables.get("all", {}), tables.get("stages", {})
     missing = sorted(set(only) - set(stages))
-    if set(tables) - {"all", "stages"} or not stages or missing:
+    if set(tables) - {"all", "stages", *RECIPE_TABLES} or not stages or missing:
         raise ValueError(
             f"a configuration must have the tables all and stages, and the stages {list(only)}, "
             f"got {sorted(tables)} with the stages {list(stages)} in {file}"
