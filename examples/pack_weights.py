@@ -11,28 +11,33 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer
 
-from hf_unified_diffusion import UnifiedDiffusionConfig, UnifiedDiffusionModel
-from hf_unified_diffusion.training.refinements import added, refinement_of, residual, write_refinement
+from hf_unified_diffusion import UnifiedDiffusionConfig
+from hf_unified_diffusion.training.refinements import (
+    added,
+    dense_weights,
+    refinement_of,
+    residual,
+    write_refinement,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a dense folder of train_unified.py")
+    parser.add_argument("model", type=Path, help="a folder of train_unified.py, or a checkpoint")
     parser.add_argument("--base", type=Path, help="a model folder that is there already")
     parser.add_argument("--sent", type=Path, nargs="*", default=[], help="steps that were sent, in order")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args(argv)
-    weights = UnifiedDiffusionModel.from_pretrained(args.model, dtype=torch.float32).state_dict()
-    base = None
-    if args.base is not None:
-        base = UnifiedDiffusionModel.from_pretrained(args.base, dtype=torch.float32).state_dict()
+    weights, base = dense_weights(args.model), None if args.base is None else dense_weights(args.base)
     sent = added(base, args.sent) if args.sent or base is not None else None
     left = residual(weights, sent)
     paths = write_refinement(refinement_of(left), args.output_dir)
-    UnifiedDiffusionConfig.from_pretrained(args.model).save_pretrained(args.output_dir)
+    config = UnifiedDiffusionConfig.from_pretrained(args.model)
+    if hasattr(config, "quantization_config"):  # what is sent stands for dense weights
+        del config.quantization_config
+    config.save_pretrained(args.output_dir)
     AutoTokenizer.from_pretrained(args.model).save_pretrained(args.output_dir)
     then = residual(weights, added(base, [*args.sent, args.output_dir]))
     before, after = (sum(float(v.square().sum()) for v in values.values()) ** 0.5 for values in (left, then))

@@ -8,11 +8,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer
 
 from hf_unified_diffusion import UnifiedDiffusionConfig, UnifiedDiffusionModel
-from hf_unified_diffusion.training.refinements import added
+from hf_unified_diffusion.training.refinements import added, dense_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,9 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, help="the model folder that they were written with")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args(argv)
-    base = None
-    if args.base is not None:
-        base = UnifiedDiffusionModel.from_pretrained(args.base, dtype=torch.float32).state_dict()
+    base = None if args.base is None else dense_weights(args.base)
     config = UnifiedDiffusionConfig.from_pretrained(args.steps[-1])
     model = UnifiedDiffusionModel(config)
     model.load_state_dict(added(base, args.steps))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import dequantize, quantize
 
 BITS = 4
@@ -21,6 +22,17 @@ FILE_BYTES = 15 << 20
 CODES, SCALE, PLAIN = ".codes", ".scale", ".plain"
 
 Weights = Mapping[str, Tensor]
+
+
+def dense_weights(folder: Path) -> dict[str, Tensor]:
+    """float32 weights of a model folder; those of a quantized one are what its codes stand for.
+
+    Usage: `dense_weights(Path("runs/unified/joint/model"))`
+    """
+    model = UnifiedDiffusionModel.from_pretrained(folder, dtype=torch.float32)
+    if getattr(model, "is_quantized", False):
+        model.dequantize(torch.float32)
+    return model.state_dict()
 
 
 def refinement_of(residual: Weights) -> dict[str, Tensor]:
