@@ -4,7 +4,9 @@
     LD_PRELOAD=libtcmalloc_minimal.so.4 python benchmarks/train_step.py
 
 Times are CPU seconds of this process, which other work on the machine changes little; the matmul rate is measured by
-the same clock, between the steps. `share` is 6 x parameters x positions a second over that rate.
+the same clock, between the steps. `share` is the products' part of a step's time if they ran at that rate: 6 operations
+a parameter of the trunk and position, and a parameter of the unembedding and token that has a label; attention's own
+products are not counted.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from torch import Generator
 from torch.profiler import ProfilerActivity, profile
 
 from hf_unified_diffusion import UnifiedDiffusionConfig, UnifiedDiffusionModel
-from hf_unified_diffusion.training.layouts import block_layout, clean_copy
+from hf_unified_diffusion.quantization import num_weights
+from hf_unified_diffusion.training.layouts import IGNORED_LABEL, block_layout, clean_copy
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
 from hf_unified_diffusion.training.run import adamw
@@ -55,8 +58,8 @@ def product_rate(size: int = 1024) -> float:
     return 2 * size**3 / best
 
 
-def new_step(args: argparse.Namespace, canvas: bool, compiled: bool) -> tuple[Callable[[], float], int, int]:
-    """A function that does a training step and returns its loss; parameters; positions of a step."""
+def new_step(args: argparse.Namespace, canvas: bool, compiled: bool) -> tuple[Callable[[], float], float, int]:
+    """A function that does a training step and returns its loss; operations and positions of a step."""
     torch.manual_seed(0)
     model = UnifiedDiffusionModel(UnifiedDiffusionConfig(**SHAPE, num_hidden_layers=args.layers)).train()
     if compiled:
@@ -70,8 +73,11 @@ def new_step(args: argparse.Namespace, canvas: bool, compiled: bool) -> tuple[Ca
     optimizer = adamw(parameters, 0.1, 0.98)
     generator = Generator().manual_seed(0)
 
+    def layout():
+        return block_layout(batch, 16, 12287, generator) if canvas else [clean_copy(batch)]
+
     def step() -> float:
-        parts = block_layout(batch, 16, 12287, generator) if canvas else [clean_copy(batch)]
+        parts = layout()
         loss = objective(parts)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -79,12 +85,15 @@ def new_step(args: argparse.Namespace, canvas: bool, compiled: bool) -> tuple[Ca
         optimizer.zero_grad()
         return loss.item()
 
-    return step, sum(p.numel() for p in parameters), args.rows * args.length * (3 if canvas else 1)
+    asked = sum(int((target.labels != IGNORED_LABEL).sum()) for _, target in layout())
+    positions = args.rows * args.length * (3 if canvas else 1)
+    trunk, head = num_weights(model.shared_transformer), model.token_embedding.weight.numel()
+    return step, 6.0 * (trunk * positions + head * asked), positions
 
 
 def measured(args: argparse.Namespace, canvas: bool, compiled: bool) -> tuple[Row, list[Row]]:
     """One way of stepping: its speed, and of which operations it consists."""
-    step, parameters, positions = new_step(args, canvas, compiled)
+    step, operations, positions = new_step(args, canvas, compiled)
     for _ in range(2):  # the first compile, the optimizer's state
         step()
     seconds, rates = [], [product_rate()]
@@ -99,7 +108,7 @@ def measured(args: argparse.Namespace, canvas: bool, compiled: bool) -> tuple[Ro
     way = f"{'clean copy and two canvases' if canvas else 'causal'}, {'compiled' if compiled else 'eager'}"
     row: Row = {"step": way, "allocator": Path(os.environ.get("LD_PRELOAD", "glibc")).name, "positions": positions}
     row |= {"CPU s": best, "positions/s": positions / best, "matmul TFLOP/s": rate / 1e12}
-    row |= {"share": 6 * parameters * positions / best / rate}
+    row |= {"share": operations / best / rate}
     return row, [{"step": way} | parts_of(seen)]
 
 
