@@ -35,6 +35,8 @@ from .image_inputs import (
     gather_captions,
     gather_pictures,
 )
+from .lora import LoraMixin, row_adapters
+from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionImagePipelineOutput
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
@@ -43,7 +45,7 @@ from .text_inputs import check_choice, per_row, row_generators
 DEFAULTS: dict[str, Any] = {"num_inference_steps": 16, "guidance_scale": 3.0, "size": 256}
 
 
-class UnifiedDiffusionImagePipeline(DiffusionPipeline):
+class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, DiffusionPipeline):
     """Draws pictures with a `UnifiedDiffusionModel`.
 
     Args:
@@ -131,6 +133,7 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         strength: float = 1.0,
         paste_unmasked: bool = True,
         num_images_per_prompt: int = 1,
+        adapter_names: Sequence[str | None] | None = None,
         seed: int | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
@@ -155,6 +158,8 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
             paste_unmasked: give the pixels of `image` itself where the mask is black. False: as the codec decodes them,
                 from tokens that are those of `image` wherever nothing of their square is masked.
             num_images_per_prompt: pictures per prompt, one after the other.
+            adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
+                those of `set_adapters`.
             seed: at least 0; row i always draws the same noise from a seed.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, timestep, tensors) and returns the tensors, `latents` possibly
@@ -194,6 +199,7 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         rows = gather_captions(
             TextCodec(self.tokenizer), prompt, negative_prompt, num_given, num_images_per_prompt, config.bos_token_id
         )
+        row_names = row_adapters(self.transformer, adapter_names, len(rows), num_images_per_prompt)
         check_room(rows, math.prod(grid), most)
         generators = row_generators(seed, generator, len(rows), device)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -201,7 +207,7 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         self._interrupt = False
         with evaluating(self.transformer), evaluating(self.vae), self.progress_bar(total=len(run.times)) as progress:
             hook = image_step_hook(self, callback_on_step_end, names, run.timesteps, progress)
-            latents, passes = self._draw(rows, grid, given, options.guidance_scale, run, hook, device)
+            latents, passes = self._draw(rows, grid, given, options.guidance_scale, run, hook, device, row_names)
             images = latents
             if output_type != "latent":
                 pixels = self.codec.decode(latents, *size)
@@ -235,12 +241,13 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         run: FlowRun,
         after_step: AfterStep,
         device: torch.device,
+        adapter_names: list[str] | None,
     ) -> tuple[Float[Tensor, "batch tokens width"], int]:
         """The tokens of each row's picture, and the passes it took."""
-        contexts = [self._context(rows.caption_ids, grid, device)]
+        contexts = [self._context(rows.caption_ids, grid, device, adapter_names)]
         denoiser: Denoiser = contexts[0]
         if guidance_scale != 1:
-            contexts.append(self._context(rows.negative_ids, grid, device))
+            contexts.append(self._context(rows.negative_ids, grid, device, adapter_names))
             denoiser = guided(contexts[0], contexts[1], guidance_scale)
         known = None
         if given is None:
@@ -258,9 +265,11 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
             x_t = torch.where(known[..., None], x_0, x_t)
         return x_t, sum(context.num_passes for context in contexts)
 
-    def _context(self, ids: list[list[int]], grid: tuple[int, int], device: torch.device) -> ContextDenoiser:
+    def _context(
+        self, ids: list[list[int]], grid: tuple[int, int], device: torch.device, adapter_names: list[str] | None
+    ) -> ContextDenoiser:
         """A denoiser of pictures after their captions, which the first pass computes for all."""
-        context = ContextDenoiser(self.transformer, self.modality, context_modality="text")
+        context = ContextDenoiser(self.transformer, self.modality, context_modality="text", adapter_names=adapter_names)
         context.remember(*pad_right(ids, self.transformer.config.bos_token_id, device))
         starts = torch.tensor([len(row) for row in ids], dtype=torch.float32)
         context.place((image_positions(*grid, start=0) + starts[:, None, None]).to(device))
