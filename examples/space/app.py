@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 from studio import Studio
 from tabs import infill_tab, memory_tab, tools_tab, write_tab
-from tabs_media import draw_tab
+from tabs_media import draw_tab, joint_tab, speak_tab
 from texts import CSS, INTRODUCTION
 
 from hf_unified_diffusion import ArrowEngine
@@ -25,6 +25,8 @@ TABS = {
     "Write": write_tab,
     "Infill": infill_tab,
     "Draw": draw_tab,
+    "Speak and clone": speak_tab,
+    "Together": joint_tab,
     "Tools by schema": tools_tab,
     "Memory": memory_tab,
 }

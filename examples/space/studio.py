@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 from drafts import DraftStreamer, Piece, as_html
+from faces import speaking_face
 from jsonschema import validate
 
 from hf_unified_diffusion import ArrowEngine, ArrowStorage, Result, SchemaConstraint
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
+from hf_unified_diffusion.codecs.mel import SAMPLING_RATE_HZ
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, TEXT
 from hf_unified_diffusion.request_queue import Request
 
@@ -144,6 +146,32 @@ class Studio:
         options["callback_on_step_end_tensor_inputs"] = ["clean_latents"]
         yield from self._follow(visitor, prompt, "image", latest, as_is, lambda result: (result.output, ""), **options)
 
+    def speak(self, visitor: str, text: str, reference: str | None = None, said: str = "", **options: Any) -> Shown:
+        """Sound as (sampling rate, float32 samples), in the voice of a sound file where one is given.
+
+        Args:
+            said: what is said in the reference, word by word.
+        """
+        latest = Latest()
+        if reference is not None:
+            options |= {"reference_audio": reference, "reference_text": said}
+        options["callback_on_step_end"] = told_of(latest)
+        yield from self._follow(visitor, text, "audio", latest, nothing, heard, **options)
+
+    def act(self, visitor: str, text: str, with_words: bool, **options: Any) -> Shown:
+        """Sound and face, and words where they are asked for, that belong together: HTML of a face that speaks."""
+        latest = Latest()
+        asked = ["text", "audio", "avatar"] if with_words else ["audio", "avatar"]
+
+        def final(result: Result) -> tuple[str, str]:
+            made = result.output
+            shown = speaking_face(made["avatar"], made["audio"], result.sampling_rate_hz or SAMPLING_RATE_HZ)
+            words = as_html([("written", made["text"])]) if with_words else ""
+            return shown + words, f"{len(made['avatar'])} faces"
+
+        options["callback_on_step_end"] = told_of(latest)
+        yield from self._follow(visitor, text, asked, latest, nothing, final, **options)
+
     def remember(self, visitor: str, texts: str) -> str:
         """Keep each line as a memory of the visitor alone."""
         memory, lines = self._memory(), [line.strip() for line in texts.splitlines() if line.strip()]
@@ -213,6 +241,25 @@ def summary(result: Result, seconds: float, told: str) -> str:
     passes = result.extra.get("num_forward_passes")
     known = [f"{passes} passes" if passes else "", f"{seconds:.1f} s", f"seed {result.seed}", told]
     return "Done: " + ", ".join(part for part in known if part) + "."
+
+
+def told_of(latest: Latest) -> Callable[..., dict[str, Any]]:
+    """A callback that only counts steps."""
+
+    def count(pipe: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latest.put(None)
+        return tensors
+
+    return count
+
+
+def heard(result: Result) -> tuple[Any, str]:
+    """A sound as Gradio takes it, and how long it is."""
+    return (result.sampling_rate_hz, result.output), f"{len(result.output) / result.sampling_rate_hz:.1f} s of sound"
+
+
+def nothing(value: Any) -> None:
+    """There is nothing to show before the end."""
 
 
 def plain(pieces: list[Piece]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 from parts import TIMEOUT_S, buttons, notice, numbers, seed_of, status, told
 from studio import Studio
+from texts import EMPTY
 
 
 def draw_tab(studio: Studio) -> None:
@@ -41,3 +42,50 @@ def draw_tab(studio: Studio) -> None:
 
     given = [prompt, avoided, start_from, height, width, steps, scale, strength, seed]
     start.click(draw, given, [picture, line], show_progress="minimal")
+
+
+def speak_tab(studio: Studio) -> None:
+    """A text in any voice, or in that of a few seconds of somebody's speech."""
+    notice(studio.lacks("audio"))
+    with gr.Row():
+        with gr.Column(scale=2):
+            text = gr.Textbox("Good morning. It is five past nine.", label="Text", lines=2, elem_id="speak-text")
+            start = buttons(studio, "Speak", "speak")
+            steps, scale, speed, seed = numbers(
+                "speak",
+                steps=(1, 64, 8, 1, "Steps"),
+                guidance=(1, 6, 2, 0.25, "Guidance by text"),
+                speed=(0.25, 4, 1, 0.05, "Speed"),
+            )
+            with gr.Accordion("A voice to clone: 1 to 30 s of yours, or of who allows it", open=False):
+                reference = gr.Audio(label="Speech", sources=["upload", "microphone"], type="filepath", format="wav")
+                said = gr.Textbox("", label="What is said in it, word by word", elem_id="speak-said")
+        with gr.Column(scale=3):
+            sound, line = gr.Audio(label="Sound", interactive=False, elem_id="speak-sound"), status("speak")
+
+    def speak(text, reference, said, steps, scale, speed, seed, request: gr.Request):
+        options = {"num_steps": int(steps), "guidance_scale": scale, "speed": speed, "seed": seed_of(seed)}
+        with told():
+            yield from studio.speak(request.session_hash, text, reference, said, timeout_s=TIMEOUT_S, **options)
+
+    start.click(speak, [text, reference, said, steps, scale, speed, seed], [sound, line], show_progress="minimal")
+
+
+def joint_tab(studio: Studio) -> None:
+    """Words, sound and face of one moment, made together."""
+    notice(studio.lacks("audio", "avatar"))
+    with gr.Row():
+        with gr.Column(scale=2):
+            text = gr.Textbox("The sea", label="Caption", lines=2, elem_id="joint-text")
+            with_words = gr.Checkbox(True, label="Write the words too (else the caption is spoken)")
+            start = buttons(studio, "Act", "joint")
+            steps, seed = numbers("joint", steps=(1, 64, 8, 1, "Steps"))
+        with gr.Column(scale=3):
+            face, line = gr.HTML(EMPTY, elem_id="joint-face"), status("joint")
+
+    def act(text, with_words, steps, seed, request: gr.Request):
+        options = {"num_steps": int(steps), "seed": seed_of(seed)}
+        with told():
+            yield from studio.act(request.session_hash, text, with_words, timeout_s=TIMEOUT_S, **options)
+
+    start.click(act, [text, with_words, steps, seed], [face, line], show_progress="minimal")
