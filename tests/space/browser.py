@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-PATIENCE_S = 60
+PATIENCE_S = 300  # a busy machine is slow; only a failure waits so long
 
 
 def open_chromium(width: int = 1280, height: int = 960) -> webdriver.Chrome:
