@@ -9,7 +9,7 @@ from PIL import Image
 
 from hf_unified_diffusion.codecs.avatar_view import draw_face
 
-COLUMNS, SIZE, FACES_PER_S = 16, 200, 20
+COLUMNS, SIZE = 16, 200
 # while the sound plays, the frame of its time is shown: one of a sheet of all
 FOLLOW = """const face = this.previousElementSibling, sound = this;
 (function show() {{
@@ -19,14 +19,14 @@ FOLLOW = """const face = this.previousElementSibling, sound = this;
 }})()"""
 
 
-def speaking_face(coefficients: np.ndarray, waveform: np.ndarray, sampling_rate_hz: int) -> str:
+def speaking_face(coefficients: np.ndarray, waveform: np.ndarray, sampling_rate_hz: int, faces_per_s: int) -> str:
     """HTML of a sound with a face above it.
 
     Args:
-        coefficients: float (faces, 52), 20 a second.
+        coefficients: float (faces, 52) in [0, 1].
         waveform: float (samples,) in [-1, 1].
     """
-    follow = FOLLOW.format(last=len(coefficients) - 1, rate=FACES_PER_S, columns=COLUMNS, size=SIZE)
+    follow = FOLLOW.format(last=len(coefficients) - 1, rate=faces_per_s, columns=COLUMNS, size=SIZE)
     style = f"width:{SIZE}px;height:{SIZE}px;border-radius:16px;background-image:url({sheet(coefficients)})"
     sound = f'<audio controls src="{as_wav(waveform, sampling_rate_hz)}" onplay="{follow}"></audio>'
     return f'<div class="speaking"><div class="face" role="img" aria-label="a face" style="{style}"></div>{sound}</div>'

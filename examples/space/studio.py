@@ -16,9 +16,14 @@ from drafts import DraftStreamer, Piece, as_html
 from faces import speaking_face
 from jsonschema import validate
 
-from hf_unified_diffusion import ArrowEngine, ArrowStorage, Result, SchemaConstraint
+from hf_unified_diffusion import (
+    ArrowEngine,
+    ArrowStorage,
+    Result,
+    SchemaConstraint,
+    UnifiedDiffusionJointPipeline,
+)
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
-from hf_unified_diffusion.codecs.mel import SAMPLING_RATE_HZ
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, TEXT
 from hf_unified_diffusion.request_queue import Request
 
@@ -101,10 +106,10 @@ class Studio:
             told = f"uncertainty {result.uncertainty[0]:.2f} to {result.uncertainty[-1]:.2f} nats a token"
             if "recalled" in result.extra:
                 told += f", {len(result.extra['recalled'])} memories recalled"
-            return as_html([("given", before), ("written", between), ("given", suffix)]), told
+            return as_html([("given", before), ("written", between), ("given", suffix)]), facts(result, told)
 
         options |= {"suffix": suffix or None, "streamer": streamer}
-        yield from self._follow(visitor, prompt, modality, latest, as_html, final, **options)
+        yield from self._follow(visitor, self._ask(prompt, modality, **options), latest, as_html, final)
 
     def infill(self, visitor: str, text: str, modality: str = "text", **options: Any) -> Shown:
         """What a gap of four underscores stands for."""
@@ -129,10 +134,11 @@ class Studio:
         def final(result: Result) -> tuple[str, str]:
             written = json.loads(result.output[len(prompt) :])
             validate(written, json.loads(constraint.source))
-            return json.dumps(written, indent=2, ensure_ascii=False), "it parses and validates"
+            return json.dumps(written, indent=2, ensure_ascii=False), facts(result, "it parses and validates")
 
         options["streamer"] = DraftStreamer(self.engine.tokenizer, latest.put, "")
-        yield from self._follow(visitor, prompt, "text", latest, plain, final, constraint=constraint, **options)
+        asked = self._ask(prompt, "text", constraint=constraint, **options)
+        yield from self._follow(visitor, asked, latest, plain, final)
 
     def draw(self, visitor: str, prompt: str, height: int, width: int, **options: Any) -> Shown:
         """A picture, uint8 (height, width, 3), after each step as the network sees it by then."""
@@ -144,7 +150,7 @@ class Studio:
 
         options |= {"height": height, "width": width, "callback_on_step_end": preview}
         options["callback_on_step_end_tensor_inputs"] = ["clean_latents"]
-        yield from self._follow(visitor, prompt, "image", latest, as_is, lambda result: (result.output, ""), **options)
+        yield from self._follow(visitor, self._ask(prompt, "image", **options), latest, as_is, drawn)
 
     def speak(self, visitor: str, text: str, reference: str | None = None, said: str = "", **options: Any) -> Shown:
         """Sound as (sampling rate, float32 samples), in the voice of a sound file where one is given.
@@ -154,23 +160,42 @@ class Studio:
         """
         latest = Latest()
         if reference is not None:
-            options |= {"reference_audio": reference, "reference_text": said}
+            options |= {"reference_audio": reference, "reference_text": said or None}
         options["callback_on_step_end"] = told_of(latest)
-        yield from self._follow(visitor, text, "audio", latest, nothing, heard, **options)
+        yield from self._follow(visitor, self._ask(text, "audio", **options), latest, nothing, heard)
 
-    def act(self, visitor: str, text: str, with_words: bool, **options: Any) -> Shown:
-        """Sound and face, and words where they are asked for, that belong together: HTML of a face that speaks."""
-        latest = Latest()
-        asked = ["text", "audio", "avatar"] if with_words else ["audio", "avatar"]
+    def act(self, visitor: str, text: str, with_words: bool, timeout_s: float | None = None, **options: Any) -> Shown:
+        """Sound and face, and words where they are asked for, that belong together: HTML of a face that speaks.
 
-        def final(result: Result) -> tuple[str, str]:
-            made = result.output
-            shown = speaking_face(made["avatar"], made["audio"], result.sampling_rate_hz or SAMPLING_RATE_HZ)
-            words = as_html([("written", made["text"])]) if with_words else ""
-            return shown + words, f"{len(made['avatar'])} faces"
+        Args:
+            text: what is said, or with words what they go on from.
+            options: as of `UnifiedDiffusionJointPipeline`.
 
-        options["callback_on_step_end"] = told_of(latest)
-        yield from self._follow(visitor, text, asked, latest, nothing, final, **options)
+        Raises ValueError for a checkpoint that was not trained for both.
+        """
+        if lacking := self.lacks("audio", "avatar"):
+            raise ValueError(lacking)
+        latest, engine = Latest(), self.engine
+        asked = {"prompt": text, "modality": ("text", "audio", "avatar")} if with_words else {"text": text}
+        asked = {"modality": ("audio", "avatar"), **asked, **options}
+
+        def work(step: Callable[[], None]) -> Any:
+            def watch(pipe: Any, index: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+                step()
+                latest.put(None)
+                return tensors
+
+            parts = engine.model, engine.scheduler, engine.speech_scheduler, engine.tokenizer, engine.vocoder
+            pipe = UnifiedDiffusionJointPipeline(*parts)
+            pipe.set_progress_bar_config(disable=True)
+            return pipe(callback_on_step_end=watch, **asked)
+
+        def final(made: Any) -> tuple[str, str]:
+            shown = speaking_face(made.avatar[0], made.audio[0], made.sampling_rate_hz, made.avatar_rate_hz)
+            words = as_html([("written", made.texts[0])]) if with_words else ""
+            return shown + words, f"{made.num_forward_passes} passes, {len(made.avatar[0])} faces"
+
+        yield from self._follow(visitor, lambda: engine.queue.submit(work, timeout_s), latest, nothing, final)
 
     def remember(self, visitor: str, texts: str) -> str:
         """Keep each line as a memory of the visitor alone."""
@@ -201,21 +226,22 @@ class Studio:
             raise ValueError("this Space was started without a memory")
         return self.engine.memory
 
+    def _ask(self, prompt: str, modality: str, **options: Any) -> Callable[[], Request]:
+        """What submits a request to the engine."""
+        return lambda: self.engine.submit(prompt or None, modality, return_result=True, **options)
+
     def _follow(
         self,
         visitor: str,
-        prompt: str,
-        modality: str | list[str],
+        submit: Callable[[], Request],
         latest: Latest,
         show: Callable[[Any], Any],
-        final: Callable[[Result], tuple[Any, str]],
-        **options: Any,
+        final: Callable[[Any], tuple[Any, str]],
     ) -> Shown:
         """The newest that `latest` holds while a request runs, then its result; ends with whoever reads it."""
         self.stop(visitor)
         began, seen, output = perf_counter(), 0, None
-        request = self.engine.submit(prompt or None, modality, return_result=True, **options)
-        self.running[visitor] = request
+        request = self.running[visitor] = submit()
         request.add_done_callback(lambda _: latest.changed.set())
         try:
             yield None, "Waiting for a turn ..."
@@ -225,9 +251,8 @@ class Studio:
                 if latest.count > seen:
                     seen, output = latest.count, show(latest.value)
                     yield output, f"Step {seen}, {perf_counter() - began:.1f} s"
-            result = request.result()
-            output, told = final(result)
-            yield output, summary(result, perf_counter() - began, told)
+            output, told = final(request.result())
+            yield output, f"Done in {perf_counter() - began:.1f} s: {told}."
         except CancelledError:
             yield output, f"Stopped after {seen} steps."
         finally:
@@ -236,11 +261,9 @@ class Studio:
                 del self.running[visitor]
 
 
-def summary(result: Result, seconds: float, told: str) -> str:
-    """One line about a finished request."""
-    passes = result.extra.get("num_forward_passes")
-    known = [f"{passes} passes" if passes else "", f"{seconds:.1f} s", f"seed {result.seed}", told]
-    return "Done: " + ", ".join(part for part in known if part) + "."
+def facts(result: Result, more: str = "") -> str:
+    """What a result says of itself."""
+    return f"{result.extra['num_forward_passes']} passes, seed {result.seed}" + (f", {more}" if more else "")
 
 
 def told_of(latest: Latest) -> Callable[..., dict[str, Any]]:
@@ -255,7 +278,13 @@ def told_of(latest: Latest) -> Callable[..., dict[str, Any]]:
 
 def heard(result: Result) -> tuple[Any, str]:
     """A sound as Gradio takes it, and how long it is."""
-    return (result.sampling_rate_hz, result.output), f"{len(result.output) / result.sampling_rate_hz:.1f} s of sound"
+    told = f"{len(result.output) / result.sampling_rate_hz:.1f} s of sound"
+    return (result.sampling_rate_hz, result.output), facts(result, told)
+
+
+def drawn(result: Result) -> tuple[Any, str]:
+    """A picture."""
+    return result.output, facts(result)
 
 
 def nothing(value: Any) -> None:

@@ -17,10 +17,10 @@ def write_tab(studio: Studio) -> None:
             start = buttons(studio, "Write", "write")
             length, temperature, steps, block, seed = numbers(
                 "write",
-                length=(4, 256, 48, 4, "Tokens, at most"),
+                length=(4, 256, 48, 4, "Tokens"),
                 temperature=(0, 2, 0.8, 0.05, "Temperature"),
-                steps=(1, 256, 32, 1, "Steps (diffusion alone)"),
-                block=(4, 64, 8, 4, "Tokens denoised together"),
+                steps=(1, 256, 32, 1, "Steps, if alone"),
+                block=(4, 64, 8, 4, "Block"),
             )
         with gr.Column(scale=3):
             paper, line = gr.HTML(EMPTY, elem_id="write-paper"), status("write")
@@ -48,9 +48,7 @@ def infill_tab(studio: Studio) -> None:
             )
             modality = gr.Radio(["text", "code"], value="text", label="Kind")
             start = buttons(studio, "Fill", "infill")
-            length, steps, seed = numbers(
-                "infill", length=(1, 64, 8, 1, "Tokens of the gap"), steps=(1, 64, 8, 1, "Steps")
-            )
+            length, steps, seed = numbers("infill", length=(1, 64, 8, 1, "Tokens"), steps=(1, 64, 8, 1, "Steps"))
         with gr.Column(scale=3):
             paper, line = gr.HTML(EMPTY, elem_id="infill-paper"), status("infill")
 
@@ -76,8 +74,8 @@ def tools_tab(studio: Studio) -> None:
             start = buttons(studio, "Call", "tools")
             length, steps, seed = numbers(
                 "tools",
-                length=(8, 256, 96, 8, "Tokens, at most"),
-                steps=(0, 64, 0, 1, "Steps (0: checked drafts)"),
+                length=(8, 256, 96, 8, "Tokens"),
+                steps=(0, 64, 0, 1, "Steps (0: drafts)"),
             )
         with gr.Column(scale=3):
             answer = gr.Code(language="json", label="Answer", interactive=False, elem_id="tools-answer")
@@ -144,7 +142,7 @@ def guided_writing(studio: Studio) -> None:
             strength, length, seed = numbers(
                 "guided",
                 strength=(0, 10, 1, 0.5, "How much they steer (0: not at all)"),
-                length=(4, 128, 32, 4, "Tokens, at most"),
+                length=(4, 128, 32, 4, "Tokens"),
             )
         with gr.Column(scale=3):
             paper, line = gr.HTML(EMPTY, elem_id="guided-paper"), status("guided")

@@ -57,8 +57,16 @@ def speak_tab(studio: Studio) -> None:
                 guidance=(1, 6, 2, 0.25, "Guidance by text"),
                 speed=(0.25, 4, 1, 0.05, "Speed"),
             )
-            with gr.Accordion("A voice to clone: 1 to 30 s of yours, or of who allows it", open=False):
-                reference = gr.Audio(label="Speech", sources=["upload", "microphone"], type="filepath", format="wav")
+            with gr.Accordion(
+                "A voice to clone: 1 to 30 s of yours, or of who allows it", open=False, elem_id="speak-voice"
+            ):
+                reference = gr.Audio(
+                    label="Speech",
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    format="wav",
+                    elem_id="speak-reference",
+                )
                 said = gr.Textbox("", label="What is said in it, word by word", elem_id="speak-said")
         with gr.Column(scale=3):
             sound, line = gr.Audio(label="Sound", interactive=False, elem_id="speak-sound"), status("speak")
@@ -76,16 +84,18 @@ def joint_tab(studio: Studio) -> None:
     notice(studio.lacks("audio", "avatar"))
     with gr.Row():
         with gr.Column(scale=2):
-            text = gr.Textbox("The sea", label="Caption", lines=2, elem_id="joint-text")
-            with_words = gr.Checkbox(True, label="Write the words too (else the caption is spoken)")
+            text = gr.Textbox("Good morning.", label="Text", lines=2, elem_id="joint-text")
+            with_words = gr.Checkbox(False, label="Go on from the text, and write the words too", elem_id="joint-words")
             start = buttons(studio, "Act", "joint")
-            steps, seed = numbers("joint", steps=(1, 64, 8, 1, "Steps"))
+            steps, scale, seed = numbers(
+                "joint", steps=(1, 64, 16, 1, "Steps"), guidance=(1, 6, 2, 0.25, "Guidance by what is given")
+            )
         with gr.Column(scale=3):
             face, line = gr.HTML(EMPTY, elem_id="joint-face"), status("joint")
 
-    def act(text, with_words, steps, seed, request: gr.Request):
-        options = {"num_steps": int(steps), "seed": seed_of(seed)}
+    def act(text, with_words, steps, scale, seed, request: gr.Request):
+        options = {"num_inference_steps": int(steps), "guidance_scale": scale, "seed": seed_of(seed)}
         with told():
             yield from studio.act(request.session_hash, text, with_words, timeout_s=TIMEOUT_S, **options)
 
-    start.click(act, [text, with_words, steps, seed], [face, line], show_progress="minimal")
+    start.click(act, [text, with_words, steps, scale, seed], [face, line], show_progress="minimal")

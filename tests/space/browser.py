@@ -72,7 +72,9 @@ class Visitor:
     def click(self, name: str) -> None:
         """Click a button."""
         self.see(name)
-        self.find(name).click()
+        element = self.find(name)
+        fold = element.find_elements(By.CSS_SELECTOR, "button.label-wrap")  # an accordion is opened by its title
+        (fold[0] if fold else element).click()
 
     def fill(self, name: str, text: str | float, inner: str = "textarea, input") -> None:
         """Type into a field, instead of what is there."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
+from selenium.webdriver.common.by import By
 
 from hf_unified_diffusion import ArrowEngine
 from tests.space.browser import Visitor, open_chromium
@@ -34,7 +35,8 @@ def main(folder: Path, checkpoint: str | None) -> None:
                 visitor.click(f"{name}-start")
                 lacking = studio.lacks(*NEEDS.get(name, ()))
                 if name == "write":
-                    visitor.wait_for("write-status", "Step 1")
+                    visitor.until(lambda: driver.find_elements(By.CSS_SELECTOR, "#write-paper .written"), "words")
+                    visitor.until(lambda: driver.find_elements(By.CSS_SELECTOR, "#write-paper .draft"), "a draft")
                     shrink(visitor.picture("write", folder))
                 if lacking:
                     visitor.wait_for_message("must be one that the checkpoint was trained for")

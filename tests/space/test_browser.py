@@ -50,7 +50,7 @@ def test_writing_live(visitor):
     visitor.fill("write-steps", 32, "input[type=number]")
     visitor.click("write-start")
     visitor.until(lambda: visitor.driver.find_elements(by.By.CSS_SELECTOR, "#write-paper .hidden"), "a draft")
-    visitor.wait_for("write-status", "Done: 32 passes")
+    visitor.wait_for("write-status", "32 passes")
     assert visitor.text("write-paper").startswith("def <b>")
     assert not visitor.driver.find_elements(by.By.CSS_SELECTOR, "#write-paper .hidden")
 
@@ -74,7 +74,7 @@ def test_infilling(visitor):
     visitor.open_tab("Infill")
     visitor.fill("infill-text", "left____right")
     visitor.click("infill-start")
-    visitor.wait_for("infill-status", "Done: 8 passes")
+    visitor.wait_for("infill-status", "8 passes")
     shown = visitor.text("infill-paper")
     assert shown.startswith("left") and shown.endswith("right")
 
@@ -88,11 +88,44 @@ def test_drawing_with_previews(visitor):
     visitor.wait_for("draw-status", "Step")
     first = visitor.until(lambda: visitor.driver.find_elements(by.By.CSS_SELECTOR, "#draw-picture img"), "a preview")
     preview = first[0].get_attribute("src")
-    visitor.wait_for("draw-status", "Done: 16 passes")
+    visitor.wait_for("draw-status", "16 passes")
     picture = visitor.find("draw-picture", "img")
     visitor.until(lambda: visitor.find("draw-picture", "img").get_attribute("naturalWidth") == "96", "the picture")
     assert picture.get_attribute("naturalHeight") == "64"
     assert visitor.find("draw-picture", "img").get_attribute("src") != preview
+
+
+def test_speaking_in_an_uploaded_voice(visitor, voice_file):
+    visitor.open_tab("Speak and clone")
+    visitor.fill("speak-text", "Two red fish.")
+    visitor.fill("speak-steps", 2, "input[type=number]")
+    visitor.click("speak-start")
+    visitor.wait_for("speak-status", "s of sound")
+    visitor.until(lambda: visitor.driver.find_elements(by.By.CSS_SELECTOR, "#speak-sound audio"), "the sound")
+    visitor.click("speak-voice")
+    visitor.see("speak-said")
+    visitor.find("speak-reference", "input[type=file]").send_keys(str(voice_file))
+    visitor.until(lambda: visitor.driver.find_elements(by.By.CSS_SELECTOR, "#speak-reference audio"), "the upload")
+    visitor.click("speak-start")
+    visitor.wait_for_message("reference_text")
+    visitor.fill("speak-said", "One fish.")
+    visitor.click("speak-start")
+    visitor.wait_for("speak-status", "Step")
+    visitor.wait_for("speak-status", "s of sound")
+
+
+def test_a_face_moves_with_its_sound(visitor):
+    visitor.open_tab("Together")
+    visitor.fill("joint-text", "Two red fish.")
+    visitor.fill("joint-steps", 2, "input[type=number]")
+    visitor.click("joint-start")
+    visitor.wait_for("joint-status", "faces")
+    face, sound = visitor.find("joint-face", ".face"), visitor.find("joint-face", "audio")
+    assert face.size == {"width": 200, "height": 200}
+    visitor.until(lambda: sound.get_property("readyState") >= 1, "the sound")
+    assert sound.get_property("duration") > 0.3
+    sound.parent.execute_script("arguments[0].play()", sound)
+    visitor.until(lambda: face.value_of_css_property("background-position") != "0px 0px", "another face")
 
 
 def test_calling_tools(visitor):

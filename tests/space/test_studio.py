@@ -1,11 +1,14 @@
 """What the tabs of the Space do, without a browser: live, stopped, refused, apart for each visitor."""
 
+import base64
+import io
 import json
 import re
 from html import unescape
 
 import numpy as np
 import pytest
+from PIL import Image
 
 WEATHER = [
     {
@@ -30,7 +33,7 @@ def text_of(html: str) -> str:
 def test_writing_shows_drafts_and_ends_with_what_the_engine_writes(studio):
     options = {"max_new_tokens": 8, "num_steps": 8, "block_length": 4, "seed": 3}
     shown = list(studio.write("anna", "a < b & c", **options))
-    assert shown[0] == (None, "Waiting for a turn ...") and "Done: 8 passes" in shown[-1][1]
+    assert shown[0] == (None, "Waiting for a turn ...") and "8 passes, seed 3" in shown[-1][1]
     drafts = [html for html, _ in shown[1:-1]]
     assert any('class="hidden"' in html for html in drafts) and 'class="hidden"' not in shown[-1][0]
     assert "a &lt; b &amp; c" in shown[-1][0]  # what visitors type is text, never a page
@@ -67,6 +70,29 @@ def test_pictures_come_with_previews(studio):
         pictures[-1], studio.engine.diffuse("a red apple", modality="image", height=64, width=32, **options)
     )
     assert studio.lacks("image") == ""
+
+
+def test_speech_in_a_given_voice(studio, voice_file):
+    options = {"num_steps": 2, "seed": 0}
+    *_, ((rate, sound), status) = studio.speak("anna", "Two red fish.", **options)
+    assert rate == 24_000 and np.array_equal(sound, studio.engine.diffuse("Two red fish.", "audio", **options))
+    assert "s of sound" in status
+    *_, ((_, cloned), _) = studio.speak("anna", "Two red fish.", str(voice_file), "One fish.", **options)
+    assert not np.array_equal(cloned, sound)
+    with pytest.raises(ValueError, match="reference_text"):
+        list(studio.speak("anna", "Two red fish.", str(voice_file), **options))
+
+
+@pytest.mark.parametrize("with_words", [False, True])
+def test_sound_and_face_come_together(studio, with_words):
+    options = {"num_inference_steps": 2, "seed": 0}
+    *_, (html, status) = studio.act("anna", "Two red fish.", with_words, **options)
+    assert "2 passes" in status and 'src="data:audio/wav;base64,' in html and "data:image/png;base64," in html
+    (data,) = re.findall(r"data:image/png;base64,([\w+/=]+)", html)
+    (faces,) = re.findall(r"(\d+) faces", status)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as sheet:
+        assert sheet.width * sheet.height >= int(faces) * 200 * 200
+    assert ('class="written"' in html) == with_words
 
 
 def test_who_stops_gets_no_more_and_frees_the_engine(studio):
