@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import soundfile
@@ -19,7 +20,7 @@ MOST_CHANNELS = 8
 SILENCE = 1e-4  # peaks below are silence: -80 dB
 CLIPPED_SHARE = 0.005  # of the samples at full scale, from which on a sound counts as clipped
 
-Sound = str | Path | np.ndarray | Tensor
+Sound: TypeAlias = str | Path | np.ndarray | Tensor
 
 
 def read_sound(name: str, sound: Sound, sampling_rate_hz: int | None = None) -> Float[Tensor, "samples"]:

@@ -113,14 +113,17 @@ def save_image_parts(folder: str | os.PathLike[str], scheduler: SchedulerMixin, 
     vae.save_pretrained(Path(folder) / VAE)
 
 
+def has_speech_parts(folder: str | Path) -> bool:
+    """Whether a local folder of a model has a vocoder."""
+    return bool(str(folder)) and (Path(folder) / VOCODER / CONFIG_NAME).is_file()
+
+
 def load_speech_parts(folder: str | Path) -> tuple[SchedulerMixin, PreTrainedModel | None]:
     """Scheduler and vocoder for speech of a model folder; None without a vocoder.
 
     Usage: `scheduler, vocoder = load_speech_parts(folder)`
     """
-    vocoder, path = None, Path(folder) / VOCODER
-    if (path / CONFIG_NAME).is_file():
-        vocoder = AutoModel.from_pretrained(path).eval()
+    vocoder = AutoModel.from_pretrained(Path(folder) / VOCODER).eval() if has_speech_parts(folder) else None
     path = Path(folder) / SPEECH_SCHEDULER
     if not path.is_dir():
         return speech_scheduler(), vocoder
