@@ -131,7 +131,7 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         strength: float = 1.0,
         paste_unmasked: bool = True,
         num_images_per_prompt: int = 1,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -155,7 +155,7 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
             paste_unmasked: give the pixels of `image` itself where the mask is black. False: as the codec decodes them,
                 from tokens that are those of `image` wherever nothing of their square is masked.
             num_images_per_prompt: pictures per prompt, one after the other.
-            seed: at least 0; row i always draws the same noise from a seed.
+            seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, timestep, tensors) and returns the tensors, `latents` possibly
                 changed; `pipe.decode(tensors["clean_latents"], height, width)` is a preview.
