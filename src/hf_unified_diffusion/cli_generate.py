@@ -3,20 +3,19 @@
 import argparse
 import json
 import sys
-import wave
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from .contracts import Result
 from .engine import ArrowEngine
+from .media_files import wav_bytes
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 
 MARK = "____"
@@ -125,11 +124,7 @@ def speak(chosen: argparse.Namespace) -> None:
     result = diffused(chosen, engine_of(chosen), text_of(chosen), "audio", given(numbers_of(chosen)))
     if result.sampling_rate_hz is None:
         raise ValueError("speech must come with a sampling rate, got None")
-    with wave.open(str(chosen.output), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(result.sampling_rate_hz)
-        file.writeframes((np.clip(result.output, -1, 1) * 32767).round().astype("<i2").tobytes())
+    chosen.output.write_bytes(wav_bytes(result.output, result.sampling_rate_hz))
     told(chosen, {"file": str(chosen.output), **facts_of(result, of_text=False)}, str(chosen.output))
 
 
