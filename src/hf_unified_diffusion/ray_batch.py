@@ -1,7 +1,7 @@
 """Bulk generation with Ray Data: a dataset of prompts in, Parquet files of results out, every prompt exactly once.
 
-What is written is decided by the id of a prompt: its seed, and whether it is there already. A worker or a driver that is
-killed leaves whole files only, and whoever goes on skips what they hold.
+The id of a prompt decides its seed, and whether its result is there already. A worker or a driver that is killed leaves
+whole files only, and whoever goes on skips what they hold.
 """
 
 import contextlib
@@ -160,7 +160,7 @@ class Results:
 
     def among(self, ids: Sequence[Id]) -> set[Id]:
         """Which of some ids have a result; only files whose range they touch are read."""
-        first, last, found = min(ids), max(ids), set()  # type: ignore[type-var]
+        first, last, found = min(ids), max(ids), set()
         for file in self.files():
             if file not in self._ranges:
                 statistics = parquet.read_metadata(file).row_group(0).column(0).statistics
@@ -261,7 +261,7 @@ def written(
         output: a folder that all workers share; what is there stays and is skipped.
         workers: processes, each with an engine; one that is killed is started again, and its prompts with it.
         rows_per_file: prompts of a file, which is what a kill may cost.
-        num_cpus, num_gpus: that each worker reserves. Reading needs CPUs beside them: workers that reserve all wait forever.
+        num_cpus, num_gpus: that each worker reserves. Reading needs CPUs too: workers that reserve all wait forever.
         writer: as for `PromptWriter`.
 
     Usage:

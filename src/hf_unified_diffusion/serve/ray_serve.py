@@ -1,5 +1,7 @@
 """The application as a deployment of Ray Serve: the scaling is theirs."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -25,5 +27,9 @@ def deployed(settings: ServeSettings) -> Application:
     """The deployment with the settings' replicas; a full replica answers 429 itself, so Ray lets more through to it."""
     places = settings.max_waiting + settings.max_batch + SPARE_PLACES
     actor_options = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
-    options = {"num_replicas": settings.replicas, "ray_actor_options": actor_options, "max_ongoing_requests": places}
-    return serve.deployment(serve.ingress()(UnifiedDiffusionServer)).options(**options).bind(settings)
+    options: dict[str, Any] = {
+        "num_replicas": settings.replicas,
+        "ray_actor_options": actor_options,
+        "max_ongoing_requests": places,
+    }
+    return serve.deployment(**options)(serve.ingress()(UnifiedDiffusionServer)).bind(settings)
