@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .modeling.tiers import tier as tier
     from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline as UnifiedDiffusionCodePipeline
     from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline as UnifiedDiffusionImagePipeline
+    from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline as UnifiedDiffusionSpeechPipeline
     from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline as UnifiedDiffusionTextPipeline
     from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline as UnifiedDiffusionTaskPipeline
     from .processes import NoiseScheduler as NoiseScheduler
@@ -83,6 +84,7 @@ _MODULES = {
     "UnifiedDiffusionImagePipeline": "pipelines.pipeline_image",
     "UnifiedDiffusionModel": "modeling.modeling_unified_diffusion",
     "UnifiedDiffusionOutput": "modeling.pretrained",
+    "UnifiedDiffusionSpeechPipeline": "pipelines.pipeline_speech",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
     "composed": "conditioning.composition",

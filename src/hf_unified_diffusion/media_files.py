@@ -1,9 +1,9 @@
 """Pictures and sound as the bytes of a file."""
 
 import io
-import wave
 
 import numpy as np
+import soundfile
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -18,20 +18,12 @@ def png_bytes(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return file.getvalue()
 
 
-def pcm_bytes(samples: Float[np.ndarray, "samples"]) -> bytes:
-    """Sound in [-1, 1], clipped to it, as 16-bit little-endian PCM without a header."""
-    return (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
-
-
-def wav_bytes(samples: Float[np.ndarray, "samples"], sampling_rate_hz: int) -> bytes:
-    """Mono sound in [-1, 1] as a WAV file of 16 bits.
+def wav_bytes(samples: Float[np.ndarray, "samples"], sampling_rate_hz: int, header: bool = True) -> bytes:
+    """Mono sound in [-1, 1] as a WAV file of 16 bits; without a header as plain little-endian PCM.
 
     Usage: `Path("hello.wav").write_bytes(wav_bytes(result.output, result.sampling_rate_hz))`
     """
     file = io.BytesIO()
-    with wave.open(file, "wb") as written:
-        written.setnchannels(1)
-        written.setsampwidth(2)
-        written.setframerate(sampling_rate_hz)
-        written.writeframes(pcm_bytes(samples))
+    kind = {"format": "WAV"} if header else {"format": "RAW", "endian": "LITTLE"}
+    soundfile.write(file, samples, sampling_rate_hz, subtype="PCM_16", **kind)
     return file.getvalue()

@@ -15,13 +15,19 @@ from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
+from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
 from .schedulers import MaskedDiffusionScheduler
 
 TASK = "unified-diffusion"
 COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, MaskedDiffusionScheduler)
-PIPELINES = (UnifiedDiffusionTextPipeline, UnifiedDiffusionCodePipeline, UnifiedDiffusionImagePipeline)
+PIPELINES = (
+    UnifiedDiffusionTextPipeline,
+    UnifiedDiffusionCodePipeline,
+    UnifiedDiffusionImagePipeline,
+    UnifiedDiffusionSpeechPipeline,
+)
 
 
 @cache

@@ -21,10 +21,11 @@ MODEL = "tiny"
 
 
 def tiny_engine() -> ArrowEngine:
-    """Writes bytes and draws pictures of 32 pixels a token."""
+    """Writes bytes, draws pictures of 32 pixels a token, and speaks noise."""
     model = tiny_model(bos_token_id=0, max_position_embeddings=512)
     with torch.no_grad():
-        model.heads["image"].weight.normal_(0, 0.2)
+        for name in ("image", "audio"):
+            model.heads[name].weight.normal_(0, 0.1)
     return ArrowEngine(model, MaskedDiffusionScheduler(mask_token_id=257), tiny_tokenizer(), vae=tiny_dc(128))
 
 

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import soundfile
 from openai import BadRequestError, NotFoundError, RateLimitError
 from PIL import Image
 
@@ -224,11 +225,27 @@ def test_a_checkpoint_without_the_parts_says_so(app):
                 await ask(client)
             finally:
                 engine.vae = vae
-            with pytest.raises(BadRequestError, match="modality must be one of"):
-                await client.audio.speech.create(input="Hello", voice="any", model=MODEL, response_format="wav")
+            with pytest.raises(BadRequestError, match="voice"):
+                await client.audio.speech.create(input="Hello", voice="alloy", model=MODEL, response_format="wav")
             with pytest.raises(NotFoundError, match="model must be 'tiny', got 'gpt'"):
-                await client.audio.speech.create(input="Hello", voice="any", model="gpt", response_format="wav")
+                await client.audio.speech.create(input="Hello", voice="default", model="gpt", response_format="wav")
             with pytest.raises(BadRequestError, match="response_format"):
-                await client.audio.speech.create(input="Hello", voice="any", model=MODEL, response_format="mp3")
+                await client.audio.speech.create(input="Hello", voice="default", model=MODEL, response_format="mp3")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["wav", "pcm"])
+def test_speech_is_that_of_the_engine(app, kind):
+    async def ask():
+        async with openai_client(app) as client:
+            options = {"response_format": kind, "speed": 2.0, "extra_body": {"seed": 5, "num_steps": 2}}
+            return await client.audio.speech.create(input="Good day.", voice="default", model=MODEL, **options)
+
+    data = asyncio.run(ask()).content
+    options = {"modality": "audio", "speed": 2.0, "num_steps": 2, "seed": 5, "return_result": True}
+    expected = app.state.generation.engine.diffuse("Good day.", **options)
+    raw = {} if kind == "wav" else {"format": "RAW", "samplerate": 24_000, "channels": 1, "subtype": "PCM_16"}
+    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", **raw)
+    assert rate == expected.sampling_rate_hz == 24_000
+    np.testing.assert_allclose(samples, np.clip(expected.output, -1, 1), atol=2**-15)

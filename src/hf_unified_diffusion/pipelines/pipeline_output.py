@@ -8,6 +8,8 @@ from jaxtyping import Float, Float32, Int
 from PIL.Image import Image
 from torch import Tensor
 
+from ..codecs.durations import Alignment
+from ..codecs.speech_checks import SpeechChecks
 from ..conditioning.rejection import Attempt
 
 
@@ -47,4 +49,27 @@ class UnifiedDiffusionImagePipelineOutput(BaseOutput):
     """
 
     images: list[Image] | Float32[np.ndarray, "batch height width 3"] | Float[Tensor, "batch ..."]
+    num_forward_passes: int = 0
+
+
+@dataclass
+class UnifiedDiffusionSpeechPipelineOutput(BaseOutput):
+    """What the speech pipeline returns, one entry per row.
+
+    Attributes:
+        audios: float32 (samples,) in [-1, 1], arrays for "np" and tensors for "pt"; for "latent" tokens, float32
+            (tokens, width).
+        sampling_rate_hz: of the sounds.
+        alignments: words and phonemes with their times, as the duration predictor spreads them over each sentence.
+        checks: pauses, words in silence, and likeness to the reference's own words; None for "latent".
+        scores: the denoising loss of what was kept with its text less that without, lower is better; None for one
+            candidate.
+        num_forward_passes: passes through the network, those for guidance and for scores included.
+    """
+
+    audios: list[Float32[np.ndarray, "samples"]] | list[Float[Tensor, "samples"]]
+    sampling_rate_hz: int
+    alignments: list[Alignment]
+    checks: list[SpeechChecks] | None = None
+    scores: list[float] | None = None
     num_forward_passes: int = 0

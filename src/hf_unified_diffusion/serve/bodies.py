@@ -186,9 +186,9 @@ class SpeechBody(Body):
 
     model: str
     input: Text
-    voice: str | None = None
+    voice: Literal["default"] = "default"
     response_format: Literal["wav", "pcm"] = "wav"
-    speed: Annotated[float, Field(ge=1, le=1)] = 1.0
+    speed: float | None = Field(default=None, ge=0.25, le=4)
     seed: int | None = Field(default=None, ge=0, lt=LARGEST_SEED)
     num_steps: int | None = Field(default=None, ge=1)
     timeout_s: float | None = Field(default=None, gt=0)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from ..media_files import pcm_bytes, png_bytes, wav_bytes
+from ..media_files import png_bytes, wav_bytes
 from ..pipelines.text_inputs import LARGEST_SEED
 from .asking import asks_for, check_model, given, made_for
 from .bodies import ImageBody, SpeechBody
@@ -34,8 +34,7 @@ async def speech(body: SpeechBody, http: HttpRequest) -> Response:
     """A text spoken, as WAV or as 16-bit PCM."""
     check_model(http, body.model)
     seed = secrets.randbelow(LARGEST_SEED) if body.seed is None else body.seed
-    ask = Ask(body.input, "audio", seed, given(num_steps=body.num_steps))
+    ask = Ask(body.input, "audio", seed, given(num_steps=body.num_steps, speed=body.speed))
     (made,) = await made_for(http, [ask], body.timeout_s)
-    if body.response_format == "pcm":
-        return Response(pcm_bytes(made.output), media_type="audio/pcm")
-    return Response(wav_bytes(made.output, made.sampling_rate_hz), media_type="audio/wav")
+    data = wav_bytes(made.output, made.sampling_rate_hz, header=body.response_format == "wav")
+    return Response(data, media_type=f"audio/{body.response_format}")
