@@ -97,7 +97,7 @@ async def metrics(address: str) -> dict[str, float]:
     return found
 
 
-async def kinds(client: AsyncOpenAI, args: Any) -> list[Row]:
+async def kinds(client: AsyncOpenAI, process: psutil.Process, args: Any) -> list[Row]:
     """One request of each kind of text, again and again: what comes, and how long it takes."""
     common = {"model": "served", "max_tokens": args.tokens, "seed": 0}
 
@@ -114,21 +114,29 @@ async def kinds(client: AsyncOpenAI, args: Any) -> list[Row]:
         return len(chunks) > 2
 
     asked = {"text": text, "text, streamed": stream, "JSON by schema": schema}
-    return [await timed(name, ask, args.repeats) for name, ask in asked.items()]
+    return [await timed(name, ask, args.repeats, process) for name, ask in asked.items()]
 
 
-async def timed(name: str, ask: Callable[[], Awaitable[bool]], repeats: int) -> Row:
-    """How often a request was right, and its median seconds; the first one warms up."""
-    seconds, right = [], 0
+async def timed(name: str, ask: Callable[[], Awaitable[bool]], repeats: int, process: psutil.Process) -> Row:
+    """How often a request was right, its median seconds, and those that cores were busy; the first one warms up."""
+    seconds, cores, right = [], [], 0
     for _ in range(repeats + 1):
-        began = perf_counter()
+        began, spent = perf_counter(), core_seconds(process)
         right += await ask()
         seconds.append(perf_counter() - began)
-    return {"kind": name, "right": f"{right} of {repeats + 1}", "seconds, median": median(seconds[1:])}
+        cores.append(core_seconds(process) - spent)
+    found = {"seconds, median": median(seconds[1:]), "core seconds, median": median(cores[1:])}
+    return {"kind": name, "right": f"{right} of {repeats + 1}", **found}
 
 
-async def media(address: str) -> list[Row]:
-    """A picture, and speech where the checkpoint speaks; else how it is refused."""
+def core_seconds(process: psutil.Process) -> float:
+    """What a server and what it started have spent of cores."""
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
+
+
+async def medium(kind: str, address: str, process: psutil.Process, repeats: int) -> Row:
+    """A picture, or speech, where the checkpoint makes such; else how it is refused."""
     async with client_of(address) as client:
 
         async def picture() -> bool:
@@ -140,14 +148,11 @@ async def media(address: str) -> list[Row]:
             options = {"voice": "default", "response_format": "wav", "model": "served"}
             return (await client.audio.speech.create(input="Good morning.", **options)).content.startswith(b"RIFF")
 
-        rows: list[Row] = []
-        for name, ask in (("picture", picture), ("speech", speech)):
-            try:
-                rows.append(await timed(name, ask, 1))
-            except APIStatusError as error:
-                told = f"{error.status_code}: {error.message}"
-                rows.append({"kind": name, "right": f"refused, {told[:160]}", "seconds, median": math.nan})
-        return rows
+        try:
+            return await timed(kind, {"picture": picture, "speech": speech}[kind], repeats, process)
+        except APIStatusError as error:
+            told = f"refused, {error.status_code}: {error.message}"
+            return {"kind": kind, "right": told[:160], "seconds, median": math.nan, "core seconds, median": math.nan}
 
 
 async def crowd(client: AsyncOpenAI, address: str, process: psutil.Process, args: Any) -> list[Row]:
@@ -218,7 +223,7 @@ async def measured(address: str, process: psutil.Process, args: Any) -> dict[str
     """All that concerns text."""
     async with client_of(address) as client:
         return {
-            "Each kind": await kinds(client, args),
+            "Each kind": await kinds(client, process, args),
             "A client that leaves": await leaving(address, args),
             "Too many at once": await crowd(client, address, process, args),
         }
@@ -255,9 +260,9 @@ def main() -> None:
     pictures = str(args.pictures) if args.pictures else tiny_checkpoint_with_pictures(args.work / "pictures")
     with served(args.checkpoint, "served", "--max-waiting", "32", *how) as (address, process):
         tables = asyncio.run(measured(address, process, args))
-        speech = asyncio.run(media(address))[1]
-    with served(pictures, "served", *how) as (address, _):
-        picture = asyncio.run(media(address))[0]
+        speech = asyncio.run(medium("speech", address, process, args.repeats))
+    with served(pictures, "served", *how) as (address, process):
+        picture = asyncio.run(medium("picture", address, process, args.repeats))
     tables["Each kind"] += [picture, speech]
     name = Path(args.checkpoint or EMBEDDED_CHECKPOINT).name
     notes = [

@@ -92,7 +92,7 @@ async def made_for(http: HttpRequest, asks: list[Ask], timeout_s: float | None) 
     requests = generation.submit_all(asks, settings.timeout_s if timeout_s is None else timeout_s)
     try:
         return list(await while_connected(http, asyncio.gather(*(wrapped(request) for request in requests))))
-    except ClientGoneError:
+    except (ClientGoneError, asyncio.CancelledError):  # Ray Serve cancels
         generation.metrics.cancelled.inc()
         raise
     finally:

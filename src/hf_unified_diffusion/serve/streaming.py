@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,11 +106,12 @@ def event(data: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-async def events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[str]:
-    """Chunks as events, then the end; an error on the way is the last event."""
+async def events(chunks: AsyncGenerator[Mapping[str, Any]]) -> AsyncGenerator[str]:
+    """Chunks as events, then the end; an error on the way is the last event. Closed early, it closes the chunks."""
     try:
-        async for chunk in chunks:
-            yield event(chunk)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield event(chunk)
     except Exception as error:  # the status is sent already
         yield event(described(error)[1])
         return
@@ -123,5 +125,10 @@ class EventStream(StreamingResponse):
     may be long: here it always listens.
     """
 
+    def __init__(self, told: AsyncGenerator[str]):
+        super().__init__(told, media_type="text/event-stream")
+        self.told = told
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().__call__({**scope, "asgi": {**scope.get("asgi", {}), "spec_version": "2.3"}}, receive, send)
+        async with aclosing(self.told):
+            await super().__call__({**scope, "asgi": {**scope.get("asgi", {}), "spec_version": "2.3"}}, receive, send)

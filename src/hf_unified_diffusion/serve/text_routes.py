@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -128,15 +129,13 @@ async def streamed(http: HttpRequest, body: TextBody, asks: list[Ask], face: Fac
         services(http)[0].metrics.cancelled.inc()
         raise
 
-    async def all_chunks() -> AsyncIterator[Json]:
-        try:
+    async def all_chunks() -> AsyncGenerator[Json]:
+        async with aclosing(chunks):
             yield first
             async for chunk in chunks:
                 yield chunk
-        finally:
-            await chunks.aclose()
 
-    return EventStream(events(all_chunks()), media_type="text/event-stream")
+    return EventStream(events(all_chunks()))
 
 
 async def streamed_chunks(http: HttpRequest, ask: Ask, body: TextBody, face: Face) -> AsyncGenerator[Json]:
