@@ -15,6 +15,7 @@ from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
+from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
 from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
@@ -26,6 +27,7 @@ PIPELINES = (
     UnifiedDiffusionTextPipeline,
     UnifiedDiffusionCodePipeline,
     UnifiedDiffusionImagePipeline,
+    UnifiedDiffusionJointPipeline,
     UnifiedDiffusionSpeechPipeline,
 )
 

@@ -1,6 +1,7 @@
 """A drawn face, to look at a mouth track: one picture, a strip of them, or a moving GIF."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def write_gif(track: AvatarTrack, path: str | os.PathLike[str], size: int = 200)
     return Path(path)
 
 
-def _scaled(points: list[tuple[float, float]], unit: float) -> list[tuple[float, float]]:
+def _scaled(points: Sequence[tuple[float, float]], unit: float) -> list[tuple[float, float]]:
     return [(x * unit, y * unit) for x, y in points]
 
 

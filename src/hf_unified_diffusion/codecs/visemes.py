@@ -107,8 +107,8 @@ def timed_phonemes(phonemes: Sequence[str], ends_s: Sequence[float]) -> list[Tim
 def timed_visemes(phonemes: Sequence[str], ends_s: Sequence[float]) -> list[TimedLabel]:
     """What the mouth does when, in order and without gaps; neighbours that look the same are one.
 
-    A symbol without a look of its own goes with its neighbour, a pause below `SHORTEST_SILENCE_S` with what precedes it,
-    and a diphthong is two visemes. A last symbol that would go with the next one is silence.
+    A symbol without a look of its own goes with its neighbour, a pause below `SHORTEST_SILENCE_S` with what precedes
+    it, and a diphthong is two visemes. A last symbol that would go with the next one is silence.
 
     Raises:
         ValueError: as `timed_phonemes`.

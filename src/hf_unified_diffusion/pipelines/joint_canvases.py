@@ -94,10 +94,8 @@ class FlowCanvas:
     def segment(self, step: int, copies: int) -> Segment:
         """See `Canvas`."""
         turn = step - self.pace.first
-        if turn >= self.pace.count:
-            t = torch.zeros((), device=self.x_t.device)
-        else:
-            t = self.run.times[max(turn, 0)]
+        is_clean = turn >= self.pace.count
+        t = torch.zeros((), device=self.x_t.device) if is_clean else self.run.times[max(turn, 0)]
         time = t.expand(len(self.x_t) * copies)
         return Segment(self.modality, self.x_t.repeat(copies, 1, 1), time=time, positions=self.positions)
 
@@ -176,9 +174,10 @@ class JointDenoiser:
         estimates = output.predictions[-len(canvases) :]
         if self.scales is None:
             return [estimate.float() for estimate in estimates]
+        halves = (estimate.float().chunk(2) for estimate in estimates)
         return [
-            pushed_away(*estimate.float().chunk(2), self.scales[segment.modality])
-            for segment, estimate in zip(canvases, estimates, strict=True)
+            pushed_away(clean, null, self.scales[segment.modality])
+            for segment, (clean, null) in zip(canvases, halves, strict=True)
         ]
 
 

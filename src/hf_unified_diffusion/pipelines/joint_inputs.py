@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,17 +13,20 @@ from torch import Tensor
 from ..codecs.audio_codec import AudioCodec
 from ..codecs.avatar_codec import AvatarCodec
 from ..codecs.avatar_track import AvatarTrack
+from ..codecs.durations import Durations
+from ..codecs.loudness import levelled
 from ..codecs.phonemes import Pronunciation, pronounce
 from ..conditioning.guidance import check_guidance_scale
-from .text_inputs import as_texts, check_choice, check_positive, matched
+from .text_inputs import as_texts, check_choice, check_positive
 
 JOINT_MODALITIES = ("text", "audio", "avatar", "image")
 CLIP_MODALITIES = ("audio", "avatar")
 LONGEST_CLIP_S = 60.0
-SECONDS_PER_SYMBOL = 0.075  # of speech at an ordinary rate, stresses, spaces and punctuation counted
 
-Waveforms = np.ndarray | Tensor
-Avatars = np.ndarray | Tensor | AvatarTrack
+DEFAULT_SECONDS = 3.0
+
+Waveforms: TypeAlias = np.ndarray | Tensor
+Avatars: TypeAlias = np.ndarray | Tensor | AvatarTrack
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class GivenClip:
         counts = [len(part) for part in (self.spoken, self.audio, self.avatar) if part is not None]
         return max(counts, default=None)
 
-    def num_tokens(self, duration_s: float | None) -> int | None:
-        """Tokens of the clip: of what is given, else of `duration_s`, else by the length of the texts; None unknown.
+    def num_tokens(self, duration_s: float | None, durations: Durations) -> int | None:
+        """Tokens of the clip: of what is given, else of `duration_s`, else of the longest text; None unknown.
 
         Raises:
             ValueError: sound and face of different lengths, or a duration beside them.
@@ -102,7 +106,7 @@ class GivenClip:
                 raise ValueError(f"duration_s must be left out with audio or avatar given, got {duration_s}")
             return lengths.pop()
         if duration_s is None and self.spoken is not None:
-            duration_s = min(SECONDS_PER_SYMBOL * max(len(p.symbols) for p in self.spoken), LONGEST_CLIP_S)
+            duration_s = min(max(durations.of(each.symbols) for each in self.spoken), LONGEST_CLIP_S)
         return None if duration_s is None else math.ceil(duration_s * AudioCodec.tokens_per_second)
 
 
@@ -124,6 +128,19 @@ def gather_clip(
     )
 
 
+def clip_tokens(options: JointOptions, clip: GivenClip, durations: Durations) -> int | None:
+    """Tokens of the clip of a request, None where it has none; ValueError for what needs one and has none."""
+    with_clip = bool({*options.modality} & {*CLIP_MODALITIES}) or clip.audio is not None or clip.avatar is not None
+    if clip.spoken is not None and not with_clip:
+        raise ValueError("text must come with audio or avatar, asked for or given; else give it as the prompt")
+    if not with_clip and options.duration_s is not None:
+        raise ValueError(f"duration_s must be left out without sound and face, got {options.duration_s}")
+    if not with_clip:
+        return None
+    tokens = clip.num_tokens(options.duration_s, durations)
+    return round(DEFAULT_SECONDS * AudioCodec.tokens_per_second) if tokens is None else tokens
+
+
 def given_sound(audio: Waveforms) -> Float[Tensor, "rows samples"]:
     """Sounds as a batch; ValueError for another shape, what is not finite, or beyond `LONGEST_CLIP_S`."""
     waveform = torch.as_tensor(audio)
@@ -137,7 +154,7 @@ def given_sound(audio: Waveforms) -> Float[Tensor, "rows samples"]:
         raise ValueError(f"audio must be at most {LONGEST_CLIP_S} s long, got {seconds:.1f} s")
     if not bool(waveform.isfinite().all()) or float(waveform.abs().max()) > 1:
         raise ValueError(f"audio must be finite and in [-1, 1], got up to {float(waveform.abs().max())}")
-    return waveform.float()
+    return torch.stack([levelled(row) for row in waveform.float()])  # as in training
 
 
 def given_face(avatar: Avatars) -> Float[Tensor, "rows tokens 52"]:
@@ -156,12 +173,13 @@ def row_prompts(prompt: str | Sequence[str] | None, num_given: int | None) -> li
     if prompt is None:
         return [""] * (num_given or 1)
     prompts = as_texts("prompt", prompt)
-    if num_given is not None and num_given > 1:
-        return matched("prompt", prompts, num_given) or []
-    return prompts
+    rows = num_given or 1
+    if len(prompts) != 1 and rows not in (1, len(prompts)):
+        raise ValueError(f"prompt must be one string or as many as rows are given ({rows}), got {len(prompts)}")
+    return prompts * rows if len(prompts) == 1 else prompts
 
 
-def each_row(values: Tensor | list, count: int, name: str) -> Tensor | list:
+def each_row(values: Any, count: int, name: str) -> Any:
     """One entry a row, from one for all or as many as the rows; ValueError for another count."""
     if len(values) not in (1, count):
         raise ValueError(f"{name} must have one row or as many as the prompts ({count}), got {len(values)}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..codecs.durations import Alignment
 from ..codecs.speech_checks import SpeechChecks
 from ..conditioning.rejection import Attempt
+from ..contracts import TimedLabel
 
 
 @dataclass
@@ -49,6 +50,36 @@ class UnifiedDiffusionImagePipelineOutput(BaseOutput):
     """
 
     images: list[Image] | Float32[np.ndarray, "batch height width 3"] | Float[Tensor, "batch ..."]
+    num_forward_passes: int = 0
+
+
+@dataclass
+class UnifiedDiffusionJointPipelineOutput(BaseOutput):
+    """What the joint pipeline returns, one entry per row; None for modalities that were not asked for.
+
+    Attributes:
+        texts: strings: given ones as given, generated ones with the prompt before them.
+        audio: float32 (B, samples) in [-1, 1].
+        avatar: coefficients of ARKit in [0, 1], float32 (B, frames, 52), in the order of `avatar_codec.COEFFICIENTS`.
+        images: pictures of Pillow.
+        words, phonemes, visemes: what is said when, of each row; () where nothing that can be spoken is said; None
+            without sound or face.
+        sampling_rate_hz: of the audio.
+        avatar_rate_hz: frames of the avatar a second; frame k is the face at (k + 1/2) / rate.
+        tokens: what the network gave by modality: ids int64 (B, n), or float32 (B, n, width).
+        num_forward_passes: passes through the network, one a step for all modalities and guidance together.
+    """
+
+    texts: list[str] | None = None
+    audio: Float32[np.ndarray, "batch samples"] | None = None
+    avatar: Float32[np.ndarray, "batch frames 52"] | None = None
+    images: list[Image] | None = None
+    words: list[tuple[TimedLabel, ...]] | None = None
+    phonemes: list[tuple[TimedLabel, ...]] | None = None
+    visemes: list[tuple[TimedLabel, ...]] | None = None
+    sampling_rate_hz: int | None = None
+    avatar_rate_hz: int | None = None
+    tokens: dict[str, Tensor] | None = None
     num_forward_passes: int = 0
 
 
