@@ -4,11 +4,10 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
 import torch
-from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerFast
@@ -20,6 +19,9 @@ from ..codecs.phonemes import PhonemeCodec
 from ..codecs.speech_layout import Reference, SpeechRow
 from ..processes import spawn_generators
 from .avatar_targets import avatar_targets, row_seed
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 COLUMNS = ("audio", "text", "phonemes", "phoneme_ends_s", "voice")
 
@@ -62,7 +64,7 @@ class SpeechShards:
         lengths: tokens of sound of each, int64.
     """
 
-    table: Dataset
+    table: "Dataset"
     lengths: Int[np.ndarray, "rows"]
     by_voice: dict[str, list[int]] = field(init=False)
 
@@ -101,6 +103,9 @@ def open_speech(files: Iterable[Path], cache_dir: Path) -> SpeechShards:
 
     Usage: `open_speech(Path("data/speech/train").glob("*.parquet"), Path("runs/speech"))`
     """
+    import soundfile  # as datasets here, where it is needed: a machine that trains on packs has neither
+    from datasets import Dataset
+
     names = sorted(str(file) for file in files)
     if not names:
         raise ValueError("speech needs at least one Parquet file, got none")
@@ -117,6 +122,8 @@ def open_speech(files: Iterable[Path], cache_dir: Path) -> SpeechShards:
 
 def decoded(audio: bytes) -> Float[Tensor, "samples"]:
     """The samples of a sound file of one channel."""
+    import soundfile
+
     samples, _ = soundfile.read(io.BytesIO(audio), dtype="float32")
     return torch.from_numpy(samples)
 
