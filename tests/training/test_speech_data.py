@@ -12,6 +12,9 @@ from torch import Generator
 
 from hf_unified_diffusion.codecs.audio_codec import AudioCodec
 from hf_unified_diffusion.codecs.phonemes import PhonemeCodec, pronounce
+from hf_unified_diffusion.codecs.speech_layout import SpeechRow, lay_out, stacked_rows
+from hf_unified_diffusion.contracts import Segment
+from hf_unified_diffusion.processes import GaussianFlow
 from hf_unified_diffusion.training.flow_evaluation import flow_errors
 from hf_unified_diffusion.training.flow_layout import FlowConfig, FlowTarget, speech_layout
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
@@ -93,9 +96,57 @@ def test_padding_has_no_part_in_errors():
 def test_faces_come_on_the_same_clock_with_times_of_their_own(shards):
     batch = rows_of(shards, faces=True).batch(0, seed=0)
     assert [face.shape for face in batch.faces] == [(len(sound), 52) for sound in batch.sounds]
-    *_, (sound, _), (face, target) = speech_layout(batch, FlowConfig(), Generator().manual_seed(0))
+    *_, (sound, _), (face, target) = speech_layout(batch, FlowConfig(given_rate=0.0), Generator().manual_seed(0))
     assert (sound.modality, face.modality) == ("audio", "avatar") and target.x_0.shape[2] == 52
     assert torch.equal(sound.positions, face.positions) and not torch.equal(sound.time, face.time)
+
+
+def test_of_sound_and_face_either_is_given_clean_now_and_then(shards):
+    batch, generator = rows_of(shards, faces=True).batch(0, seed=0), Generator().manual_seed(0)
+    layouts = [speech_layout(batch, FlowConfig(given_rate=0.5), generator) for _ in range(40)]
+    clean = [[part.modality for part, target in parts[-2:] if target is None] for parts in layouts]
+    assert {tuple(names) for names in clean} == {(), ("audio",), ("avatar",)}
+    for parts, names in zip(layouts, clean, strict=True):
+        assert all(part.is_context == (target is None) for part, target in parts) and len(names) < 2
+    assert torch.equal(layouts[0][-1][0].positions, layouts[0][-2][0].positions)
+    alone = speech_layout(rows_of(shards).batch(0, seed=0), FlowConfig(given_rate=1.0), generator)
+    assert not alone[-1][0].is_context  # without a face, sound is always asked for
+    with pytest.raises(ValueError, match=r"given_rate must be in \[0, 1\], got 2"):
+        FlowConfig(given_rate=2)
+
+
+def face_error(model, batch, told):
+    """Squared error of the face at t = 0.7, with the sound given or not."""
+    layout, x_0 = lay_out([SpeechRow((), len(sound)) for sound in batch.sounds], 0), stacked_rows(batch.faces, "cpu")
+    t, places = torch.full((len(x_0),), 0.7), {"positions": layout.positions, "mask": layout.mask}
+    x_t = GaussianFlow().corrupt(x_0, t, Generator().manual_seed(1))
+    segments = [*layout.contexts, *([Segment("audio", stacked_rows(batch.sounds, "cpu"), **places)] if told else [])]
+    with torch.no_grad():
+        clean = model(segments=[*segments, Segment("avatar", x_t, time=t, **places)]).predictions[-1]
+    return float(FlowTarget(x_0, t, layout.mask).errors(clean).mean())
+
+
+def test_face_and_sound_are_learned_together(shards):
+    """Both errors fall, and the face is told more by the sound that it goes with than by another's."""
+    set_seed(0)
+    model, source = speech_model(258), rows_of(shards, faces=True, tokens=240)
+    batch = source.batch(0, seed=0)
+    others = replace(batch, sounds=[*batch.sounds[1:], batch.sounds[0]])
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith("token_embedding"))
+    objective = ScoreNetworkObjective(model, ObjectiveConfig(flow=FlowConfig(max_weight=4.0, given_rate=0.5)))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    generator, before = Generator().manual_seed(0), face_error(model, batch, told=True)
+    losses = []
+    for _ in range(60):
+        losses.append(objective(speech_layout(batch, objective.config.flow, generator))["loss"])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert torch.stack(losses[-10:]).mean() < 0.7 * torch.stack(losses[:10]).mean()
+    after = face_error(model, batch, told=True)
+    assert after < 0.7 * before and after < 0.95 * face_error(model, others, told=True)
 
 
 def test_held_out_errors_are_one_for_a_network_that_knows_nothing(shards):

@@ -30,6 +30,8 @@ class FlowConfig:
         base_tokens: samples of n tokens have their times shifted by sqrt(n / base_tokens): the more tokens say the
             same, the more noise it takes to hide it (arXiv:2403.03206, section 5.3.2).
         caption_weight: weight of the next-token loss on the captions.
+        given_rate: of micro-batches of sound and face, the share in which one of the two is given clean and only the
+            other is to be made, each as often; in the rest both are noisy, at times of their own (arXiv:2303.06555).
     """
 
     loss: str = "velocity"
@@ -38,6 +40,7 @@ class FlowConfig:
     time_std: float = 1.0
     base_tokens: int = 16
     caption_weight: float = 0.0
+    given_rate: float = 0.2
 
     def __post_init__(self):
         rules = [
@@ -47,6 +50,7 @@ class FlowConfig:
             (self.time_std > 0, f"time_std must be positive, got {self.time_std}"),
             (self.base_tokens >= 1, f"base_tokens must be at least 1, got {self.base_tokens}"),
             (self.caption_weight >= 0, f"caption_weight must be 0 or more, got {self.caption_weight}"),
+            (0 <= self.given_rate <= 1, f"given_rate must be in [0, 1], got {self.given_rate}"),
         ]
         for holds, rule in rules:
             if not holds:
@@ -107,14 +111,25 @@ def speech_layout(
     layout = lay_out(batch.rows, batch.bos_token_id)
     parts: list[tuple[Segment, Target | FlowTarget | None]] = [(segment, None) for segment in layout.contexts]
     tokens = max(map(len, batch.sounds))
+    given = None if batch.faces is None else drawn_given(config.given_rate, generator)
     for modality, clips in (("audio", batch.sounds), ("avatar", batch.faces)):
-        if clips is not None:
-            t, weight = drawn_times(len(clips), tokens, config, generator)
-            x_0 = stacked_rows(clips, "cpu")
-            x_t = FLOW.corrupt(x_0, t, generator)
-            canvas = Segment(modality, x_t, time=t, positions=layout.positions, mask=layout.mask)
-            parts.append((canvas, FlowTarget(x_0, weight, layout.mask)))
+        if clips is None:
+            continue
+        x_0, places = stacked_rows(clips, "cpu"), {"positions": layout.positions, "mask": layout.mask}
+        if modality == given:
+            parts.append((Segment(modality, x_0, **places), None))
+            continue
+        t, weight = drawn_times(len(clips), tokens, config, generator)
+        canvas = Segment(modality, FLOW.corrupt(x_0, t, generator), time=t, **places)
+        parts.append((canvas, FlowTarget(x_0, weight, layout.mask)))
     return parts
+
+
+def drawn_given(rate: float, generator: Generator) -> str | None:
+    """Which of sound and face is given, if either is."""
+    if torch.rand((), generator=generator) >= rate:
+        return None
+    return "audio" if torch.rand((), generator=generator) < 0.5 else "avatar"
 
 
 def latent_segments(batch: LatentBatch, t: Float[Tensor, "batch"], generator: Generator) -> tuple[Segment, Segment]:

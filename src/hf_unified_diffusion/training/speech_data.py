@@ -18,12 +18,12 @@ from ..codecs.mel import SAMPLING_RATE_HZ
 from ..codecs.phonemes import PhonemeCodec
 from ..codecs.speech_layout import Reference, SpeechRow
 from ..processes import spawn_generators
-from .avatar_targets import avatar_targets, row_seed
+from .avatar_targets import row_face
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMNS = ("audio", "text", "phonemes", "phoneme_ends_s", "voice")
+COLUMNS = ("audio", "text", "phonemes", "phoneme_ends_s", "voice", "source")
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,5 @@ def face(row: dict, num_tokens: int) -> Float[Tensor, "tokens 52"]:
     """The face of an utterance, from the times of its phonemes; ValueError where they are not known."""
     if not row["phoneme_ends_s"]:
         raise ValueError(f"a face needs the times of the phonemes, got none for {row['text'][:40]!r}")
-    symbols, ends, waveform = row["phonemes"], row["phoneme_ends_s"], decoded(row["audio"]).numpy()
-    seed = row_seed(row["text"], row["voice"])
-    track = avatar_targets(symbols, ends, num_tokens, waveform, SAMPLING_RATE_HZ, seed)
+    track = row_face(row, decoded(row["audio"]).numpy(), num_tokens)
     return AvatarCodec().encode(torch.from_numpy(track)[None])[0]
