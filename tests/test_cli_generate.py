@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import soundfile
 
 from hf_unified_diffusion import ArrowEngine
 from hf_unified_diffusion.cli import main
@@ -77,6 +78,16 @@ def test_infill_writes_where_the_mark_is(run, engine, text, before, after):
     assert run("infill", *SHORT, stdin=text) == engine.diffuse(before, suffix=after, max_new_tokens=6, seed=1) + "\n"
 
 
+def test_speak_writes_a_sound_file_and_tells_the_words(run, engine, tmp_path):
+    path = tmp_path / "hello.wav"
+    arguments = ("--num-steps", "2", "--speed", "2", "--seed", "1", "--json", "-o", str(path))
+    told = json.loads(run("speak", "Two fish.", *arguments))
+    samples, rate = soundfile.read(path)
+    expected = engine.diffuse("Two fish.", "audio", num_steps=2, speed=2.0, seed=1)
+    assert rate == 24_000 and len(samples) == len(expected) and abs(samples - expected).max() < 1 / 32_000
+    assert [word["label"] for word in told["words"]] == ["Two", "fish"] and told["seconds"] == len(samples) / rate
+
+
 def test_bench_tells_what_it_timed(run):
     told = json.loads(run("bench", "--json", "--repeats", "1", "--max-new-tokens", "4"))
     assert 0 < told["tokens"] <= 4 and told["text_s"] > 0 and told["tokens_per_s"] > 0 and told["passes"] > 0
@@ -94,7 +105,9 @@ def test_bench_tells_what_it_timed(run):
         (("infill", "no gap"), "must hold the mark '____' once, got 0"),
         (("infill", "____ ____"), "got 2"),
         (("draw", "a cat", "-o", "cat.png"), "modality 'image' needs an autoencoder"),
-        (("speak", "hello", "-o", "hello.wav"), "modality must be one of"),
+        (("speak", "你好", "-o", "hello.wav"), "text to speak must be in Latin letters"),
+        (("speak", "hello", "-o", "hello.wav", "--reference-audio", "no.wav"), "reference_text must say"),
+        (("speak", "hello", "-o", "hello.wav", "--speed", "0"), "speed must be a number in [0.25, 4.0], got 0.0"),
         (("bench", "--repeats", "0"), "repeats must be at least 1"),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
 from hf_unified_diffusion import ArrowEngine, MaskedDiffusionScheduler, QueueFullError, RequestTimeoutError, Result
 from hf_unified_diffusion.pipelines.autoregressive_writer import AutoregressiveWriter
 from hf_unified_diffusion.pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from hf_unified_diffusion.pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -43,6 +45,18 @@ def test_diffuse_is_the_pipeline_of_the_modality(engine, modality, pipeline):
     expected = pipe("def f():", num_inference_steps=6, **options).texts[0]
     assert engine.diffuse("def f():", modality, num_steps=6, **options) == expected
     assert engine.diffuse(["def f():"], modality, num_steps=6, **options) == [expected]
+
+
+def test_speech_is_the_pipelines_with_times_and_rate(engine):
+    pipe = UnifiedDiffusionSpeechPipeline(engine.model, engine.speech_scheduler, engine.tokenizer)
+    expected = pipe("Two fish.", num_inference_steps=2, speed=2.0, seed=3).audios[0]
+    options = {"num_steps": 2, "speed": 2.0, "seed": 3}
+    found = engine.diffuse("Two fish.", "audio", **options)
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+    result = engine.diffuse("Two fish.", "audio", return_result=True, **options)
+    assert np.array_equal(result.output, expected) and result.sampling_rate_hz == 24_000 and len(result.step_ms) == 2
+    assert [word.label for word in result.extra["alignments"][0].words] == ["Two", "fish"]
+    assert len(engine.diffuse(["Two.", "One."], "audio", **options)) == 2
 
 
 def test_left_to_itself_it_checks_its_drafts_and_not_where_that_cannot_be(engine):
@@ -262,6 +276,8 @@ def test_from_folders(tmp_path):
     ("call", "rule"),
     [
         (lambda e: e.diffuse("ab", modality="smell"), "modality must be one of"),
+        (lambda e: e.diffuse("ab", modality="audio", suffix="b"), "suffix must be left out for audio"),
+        (lambda e: e.diffuse("", modality="audio"), "something to speak"),
         (lambda e: e.diffuse("ab", memory_guided=True), "memory_guided needs a memory"),
         (lambda e: e.diffuse("ab", max_new_tokens=0), "max_new_tokens must be an integer of at least 1, got 0"),
         (lambda e: e.diffuse("ab", num_steps=0), "num_inference_steps must be an integer of at least 1, got 0"),

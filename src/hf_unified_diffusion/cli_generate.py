@@ -3,14 +3,14 @@
 import argparse
 import json
 import sys
-import wave
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
+import soundfile
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -31,13 +31,16 @@ NUMBERS = {  # option -> type and help; what is left out is the engine's own def
     "seed": (int, "the same seed gives the same output"),
     "height": (int, "in pixels"),
     "width": (int, "in pixels"),
+    "speaker_guidance_scale": (float, "above 1: closer to the voice of the reference"),
+    "speed": (float, "2 is twice as fast"),
+    "num_candidates": (int, "speak so often, and keep what the network finds likeliest"),
 }
 SAMPLING = ("temperature", "top_k", "top_p")
 TAKES = {
     "generate": ("max_new_tokens", "num_steps", "guidance_scale", *SAMPLING, "seed"),
     "infill": ("max_new_tokens", "num_steps", "guidance_scale", *SAMPLING, "seed"),
     "draw": ("num_steps", "guidance_scale", "height", "width", "seed"),
-    "speak": ("num_steps", "guidance_scale", "seed"),
+    "speak": ("num_steps", "guidance_scale", "speaker_guidance_scale", "speed", "num_candidates", "seed"),
     "bench": ("max_new_tokens", "num_steps", "seed"),
 }
 
@@ -71,6 +74,9 @@ def add_generate(commands: Any) -> None:
             subparser.add_argument("--memory-strength", type=float, help="0 is none, 1 as trained")
         if command is infill:
             subparser.add_argument("--mark", default=MARK, help="what stands for the gap (default: %(default)s)")
+        if command is speak:
+            subparser.add_argument("--reference-audio", type=Path, help="1 to 30 s of the voice to speak in")
+            subparser.add_argument("--reference-text", help="what is said in it, word by word")
         if command is bench:
             subparser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
 
@@ -122,15 +128,15 @@ def draw(chosen: argparse.Namespace) -> None:
 
 def speak(chosen: argparse.Namespace) -> None:
     """Speak a text into a file."""
-    result = diffused(chosen, engine_of(chosen), text_of(chosen), "audio", given(numbers_of(chosen)))
-    if result.sampling_rate_hz is None:
-        raise ValueError("speech must come with a sampling rate, got None")
-    with wave.open(str(chosen.output), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(result.sampling_rate_hz)
-        file.writeframes((np.clip(result.output, -1, 1) * 32767).round().astype("<i2").tobytes())
-    told(chosen, {"file": str(chosen.output), **facts_of(result, of_text=False)}, str(chosen.output))
+    voice = {"reference_audio": chosen.reference_audio, "reference_text": chosen.reference_text}
+    options = given({**numbers_of(chosen), **voice})
+    result = diffused(chosen, engine_of(chosen), text_of(chosen), "audio", options)
+    rate = result.sampling_rate_hz or 0  # speech has one
+    with chosen.output.open("wb") as file:  # whatever the file is called
+        soundfile.write(file, result.output, rate, format="WAV", subtype="PCM_16")
+    facts = {"file": str(chosen.output), **facts_of(result, of_text=False), "seconds": len(result.output) / rate}
+    facts["words"] = [asdict(word) for word in result.extra["alignments"][0].words]
+    told(chosen, facts, str(chosen.output))
 
 
 def bench(chosen: argparse.Namespace) -> None:

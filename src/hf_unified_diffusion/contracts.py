@@ -111,6 +111,19 @@ class Result:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TimedLabel:
+    """What is said, or how the mouth is held, from one time to another: a word, a phoneme or a viseme.
+
+    Attributes:
+        start_s, end_s: seconds from the beginning of the clip, start_s <= end_s.
+    """
+
+    label: str
+    start_s: float
+    end_s: float
+
+
 # (x_t, t, condition) -> estimate of the clean sample: E[x_0] for continuous data, logits over tokens for discrete data.
 Denoiser = Callable[
     [Shaped[Tensor, "batch *shape"], Float[Tensor, "batch"], Condition | None], Float[Tensor, "batch *out"]

@@ -12,6 +12,8 @@ from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
+from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
+from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
 from .registration_networks import register_networks
@@ -19,7 +21,13 @@ from .schedulers import MaskedDiffusionScheduler
 
 TASK = "unified-diffusion"
 COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, MaskedDiffusionScheduler)
-PIPELINES = (UnifiedDiffusionTextPipeline, UnifiedDiffusionCodePipeline, UnifiedDiffusionImagePipeline)
+PIPELINES = (
+    UnifiedDiffusionTextPipeline,
+    UnifiedDiffusionCodePipeline,
+    UnifiedDiffusionImagePipeline,
+    UnifiedDiffusionJointPipeline,
+    UnifiedDiffusionSpeechPipeline,
+)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a request of the engine leaves open, and how its pictures are handed out."""
+"""What a request of the engine leaves open, and how what was made is handed out."""
 
 from typing import Any
 
@@ -22,11 +22,18 @@ def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> di
     return {"num_inference_steps": -(-length // 2)}
 
 
-def check_left_out(given: dict[str, Any]) -> None:
-    """Raise ValueError where an argument was given that images do not have here."""
+def check_left_out(modality: str, given: dict[str, Any]) -> None:
+    """Raise ValueError where an argument was given that a modality does not have here."""
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f"{name} must be left out for images, got {value!r}")
+            raise ValueError(f"{name} must be left out for {modality}, got {value!r}")
+
+
+def handed_out(output: Any, modality: str) -> list[Any]:
+    """What a pipeline made, one entry a row, in the engine's own form."""
+    if modality == "image":
+        return as_bytes(output.images)
+    return list(output.audios if modality == "audio" else output.texts)
 
 
 def as_bytes(images: Float[Tensor, "batch 3 height width"]) -> list[UInt8[np.ndarray, "height width 3"]]:
