@@ -1,4 +1,4 @@
-"""Train the score network: text, code, and latents with captions, from an autoregressive checkpoint or from scratch.
+"""Train the score network, from an autoregressive checkpoint or from scratch: text, code, latents, and speech.
 
     python examples/train_unified.py --initial_model SmolLM2-folder --from_autoregressive true \
         --tokenizer tokenizer-folder --output_dir runs/edge --max_train_steps 2000
@@ -31,9 +31,11 @@ from hf_unified_diffusion.training.latent_data import CaptionedLatents, LatentSh
 from hf_unified_diffusion.training.machine import matmul_rate, precision_of
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ScoreNetworkObjective
+from hf_unified_diffusion.training.pack_speech import open_packed_speech
 from hf_unified_diffusion.training.packs import open_packed_latents, open_packed_tokens
 from hf_unified_diffusion.training.run import LearningRate, TrainingRun, was_saved
 from hf_unified_diffusion.training.run_log import append_record, forget_after
+from hf_unified_diffusion.training.speech_data import SpokenRows, Utterances, open_speech
 from hf_unified_diffusion.training.stages import StageArguments, parse_arguments, read_stages
 from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards
 
@@ -84,6 +86,13 @@ def open_samples(args: StageArguments, split: str) -> dict[str, LatentShards]:
     return {name: open_latents(folder.glob(f"{split}/*.parquet"), name, cache) for name, folder in folders}
 
 
+def open_utterances(args: StageArguments, split: str) -> Utterances:
+    """Speech of one split, from packs if there are some."""
+    if args.packs:
+        return open_packed_speech([Path(pack) for pack in args.packs], split)
+    return open_speech(Path(args.speech).glob(f"{split}/*.parquet"), Path(args.output_dir).parent / "speech")
+
+
 def token_data(args: StageArguments, tokenizer) -> tuple[list[TokenRows], HeldOut]:
     """Training rows and held-out batches of text and code."""
     train, held_out = [], {}
@@ -112,6 +121,20 @@ def latent_data(args: StageArguments, tokenizer) -> tuple[list[CaptionedLatents]
     return train, held_out
 
 
+def speech_data(args: StageArguments, tokenizer) -> tuple[list[SpokenRows], HeldOut]:
+    """Training rows and held-out batches of speech."""
+    if args.speech is None:
+        return [], {}
+    rows, unseen = (open_utterances(args, split) for split in ("train", "validation"))
+    dropout = {"text_dropout": args.caption_dropout, "reference_dropout": args.reference_dropout}
+    train = SpokenRows(rows, tokenizer, args.speech_batch_tokens, **dropout, faces=args.faces)
+    source = SpokenRows(unseen, tokenizer, EVALUATION_LATENTS, text_dropout=0.0, reference_dropout=0.0)
+    batches = []
+    while sum(len(batch.sounds) for batch in batches) < args.evaluation_latents:
+        batches.append(source.batch(len(batches), seed=0))
+    return [train], {train.modality: batches}
+
+
 def train(args: StageArguments) -> TrainingRun:
     """One stage, from its data to its last checkpoint."""
     out = Path(args.output_dir)
@@ -128,6 +151,7 @@ def train(args: StageArguments) -> TrainingRun:
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with accelerator.main_process_first():
         (rows, unseen_rows), (latents, unseen_latents) = token_data(args, tokenizer), latent_data(args, tokenizer)
+        spoken, unseen_speech = speech_data(args, tokenizer)
     model = build_model(args, tokenizer)
     for source in latents:
         model.resize_modality(source.modality, source.shards.width)
@@ -136,11 +160,12 @@ def train(args: StageArguments) -> TrainingRun:
     if args.quantization_bits is not None:
         quantization = ArrowQuantConfig(args.quantization_bits, args.quantization_group_size, args.int8_modules)
     settings = args.run_settings()
-    data = [source for source in (*rows, *latents) if not settings.shares or source.modality in settings.shares]
+    sources = (*rows, *latents, *spoken)
+    data = [source for source in sources if not settings.shares or source.modality in settings.shares]
     run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization)
     if args.resume:
         run.restore(out)
-    follow(run, args, unseen_rows | unseen_latents, bytes_per_token(tokenizer), dtype)
+    follow(run, args, unseen_rows | unseen_latents | unseen_speech, bytes_per_token(tokenizer), dtype)
     return run
 
 

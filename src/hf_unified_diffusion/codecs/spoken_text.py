@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 
-from inflect import engine as inflect_engine
-
 LARGEST_NUMBER = 10**15  # from here on digit by digit
 CURRENCIES = {  # symbol -> one and many, of the unit and of its hundredth
     "$": ("dollar", "dollars", "cent", "cents"),
@@ -148,7 +146,9 @@ def folded(text: str) -> str:
 
 @cache
 def speller():
-    """inflect's engine, which takes a moment to make."""
+    """inflect's engine, which takes a moment to make; training from a pack has neither it nor text to normalize."""
+    from inflect import engine as inflect_engine
+
     return inflect_engine()
 
 

@@ -1,16 +1,18 @@
-"""From clean latents to what one training pass sees: the caption as context, and a noisy canvas after it."""
+"""From clean latents and speech to what one training pass sees: clean context, and noisy canvases after it."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from ..codecs.speech_layout import lay_out, stacked_rows
 from ..contracts import Segment
 from ..processes import GaussianFlow, logit_normal_times, shifted
 from .latent_data import LatentBatch
 from .layouts import IGNORED_LABEL, Target
+from .speech_data import SpeechBatch
 
 FLOW = GaussianFlow()
 LOSSES = ("velocity", "clean")
@@ -58,14 +60,24 @@ class FlowTarget:
     Attributes:
         x_0: float (B, n, width).
         weight: float (B,), of each sample's squared error.
+        mask: bool (B, n), False at padding; None where nothing is padded.
     """
 
     x_0: Float[Tensor, "batch tokens width"]
     weight: Float[Tensor, "batch"]
+    mask: Bool[Tensor, "batch tokens"] | None = None
 
     def to(self, device: torch.device) -> "FlowTarget":
         """The same target on another device."""
-        return FlowTarget(self.x_0.to(device), self.weight.to(device))
+        mask = None if self.mask is None else self.mask.to(device)
+        return FlowTarget(self.x_0.to(device), self.weight.to(device), mask)
+
+    def errors(self, clean: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch"]:
+        """The mean squared error of each sample, over its real tokens."""
+        errors = (clean.float() - self.x_0).square().mean(dim=2)
+        if self.mask is None:
+            return errors.mean(dim=1)
+        return (errors * self.mask).sum(dim=1) / self.mask.sum(dim=1)
 
 
 def latent_layout(
@@ -73,11 +85,36 @@ def latent_layout(
 ) -> list[tuple[Segment, Target | FlowTarget]]:
     """The captions as causal context, and the samples at drawn times as canvases after them."""
     rows, tokens = batch.values.shape[:2]
+    t, weight = drawn_times(rows, tokens, config, generator)
+    context, canvas = latent_segments(batch, t, generator)
+    return [(context, caption_target(batch, config)), (canvas, FlowTarget(batch.values, weight))]
+
+
+def drawn_times(
+    rows: int, tokens: int, config: FlowConfig, generator: Generator
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+    """A time for each sample of so many tokens, and the weight of its error."""
     warp = shifted(math.sqrt(tokens / config.base_tokens))
     t = logit_normal_times(rows, generator, config.time_mean, config.time_std, warp)
-    context, canvas = latent_segments(batch, t, generator)
     weight = FLOW.loss_weight(t).clamp(max=config.max_weight) if config.loss == "velocity" else torch.ones(rows)
-    return [(context, caption_target(batch, config)), (canvas, FlowTarget(batch.values, weight))]
+    return t, weight
+
+
+def speech_layout(
+    batch: SpeechBatch, config: FlowConfig, generator: Generator
+) -> list[tuple[Segment, Target | FlowTarget | None]]:
+    """What is told of utterances as clean context, and sound, and face where there is one, at times of their own."""
+    layout = lay_out(batch.rows, batch.bos_token_id)
+    parts: list[tuple[Segment, Target | FlowTarget | None]] = [(segment, None) for segment in layout.contexts]
+    tokens = max(map(len, batch.sounds))
+    for modality, clips in (("audio", batch.sounds), ("avatar", batch.faces)):
+        if clips is not None:
+            t, weight = drawn_times(len(clips), tokens, config, generator)
+            x_0 = stacked_rows(clips, "cpu")
+            x_t = FLOW.corrupt(x_0, t, generator)
+            canvas = Segment(modality, x_t, time=t, positions=layout.positions, mask=layout.mask)
+            parts.append((canvas, FlowTarget(x_0, weight, layout.mask)))
+    return parts
 
 
 def latent_segments(batch: LatentBatch, t: Float[Tensor, "batch"], generator: Generator) -> tuple[Segment, Segment]:

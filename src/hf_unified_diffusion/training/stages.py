@@ -27,6 +27,7 @@ class StageArguments:
     shards: str = "data/shards"
     latents: list[str] = field(default_factory=list)  # image=data/images: a folder with train/ and validation/
     packs: list[str] = field(default_factory=list)  # of `make pack`: data come from these, and from no other folder
+    speech: str | None = None  # a folder with train/ and validation/ of speech: the modality audio
     initial_model: str | None = None  # a folder of ours, or with from_autoregressive a Llama- or Qwen-shaped one
     from_autoregressive: bool = False
     layers: list[int] = field(default_factory=list)  # the autoregressive model's layers to keep; all by default
@@ -40,6 +41,9 @@ class StageArguments:
     sequence_length: int = 256
     train_batch_size: int = 4  # rows of tokens
     latent_batch_tokens: int = 1024  # tokens of a micro-batch of latents, their captions not counted
+    speech_batch_tokens: int = 1024  # of sound in a micro-batch, 20 a second, references not counted
+    reference_dropout: float = 0.3  # of speech: the share without a reference; caption_dropout is that without anything
+    faces: bool = False  # speech comes with its face, of the modality avatar
     gradient_accumulation_steps: int = 1
     max_train_steps: int = 1000
     max_train_minutes: float | None = None  # the learning rate then follows the clock
