@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 import hf_unified_diffusion
 from hf_unified_diffusion.training.latent_data import open_latents
 from hf_unified_diffusion.training.pack_blocks import PRECISIONS, VALUES_OF_BLOCK, Block, latent_blocks, token_blocks
+from hf_unified_diffusion.training.pack_speech import speech_blocks
 from hf_unified_diffusion.training.packs import PackSource, copy_code, size_of, write_packs
+from hf_unified_diffusion.training.speech_data import open_speech
 from hf_unified_diffusion.training.stages import named
 from hf_unified_diffusion.training.token_data import pack_shards
 
@@ -33,6 +35,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="of text and code")
     parser.add_argument("--modalities", nargs="*", default=["text", "code"])
     parser.add_argument("--latents", nargs="*", default=[], help="image=data/images: folders of latent shards")
+    parser.add_argument("--speech", type=Path, help="data/speech: a folder of speech shards, the modality audio")
+    parser.add_argument("--faces", action="store_true", help="with the face of each utterance")
     parser.add_argument("--precision", nargs="*", default=[], help=f"image=int8: one of {PRECISIONS}, int8 by default")
     parser.add_argument("--shares", nargs="*", default=[], help="text=1 image=2: of a pack's bytes, 1 by default")
     parser.add_argument("--pack_mb", type=float, default=60.0, help="that no pack exceeds, in megabytes of 10^6 bytes")
@@ -59,6 +63,13 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, Block, Iterator[B
         )
         kind = precision.get(modality, "int8")
         yield modality, next(latent_blocks(unseen, kind, args.validation_values)), latent_blocks(train, kind)
+    if args.speech is not None:
+        train, unseen = (
+            open_speech((args.speech / split).glob("*.parquet"), args.cache.parent / "speech")
+            for split in ("train", "validation")
+        )
+        held_out = next(speech_blocks(unseen, args.faces, args.validation_values))
+        yield "audio", held_out, speech_blocks(train, args.faces)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:

@@ -31,10 +31,11 @@ from hf_unified_diffusion.training.latent_data import CaptionedLatents, LatentSh
 from hf_unified_diffusion.training.machine import matmul_rate, precision_of
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ScoreNetworkObjective
+from hf_unified_diffusion.training.pack_speech import open_packed_speech
 from hf_unified_diffusion.training.packs import open_packed_latents, open_packed_tokens
 from hf_unified_diffusion.training.run import LearningRate, TrainingRun, was_saved
 from hf_unified_diffusion.training.run_log import append_record, forget_after
-from hf_unified_diffusion.training.speech_data import SpokenRows, open_speech
+from hf_unified_diffusion.training.speech_data import SpokenRows, Utterances, open_speech
 from hf_unified_diffusion.training.stages import StageArguments, parse_arguments, read_stages
 from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards
 
@@ -85,6 +86,13 @@ def open_samples(args: StageArguments, split: str) -> dict[str, LatentShards]:
     return {name: open_latents(folder.glob(f"{split}/*.parquet"), name, cache) for name, folder in folders}
 
 
+def open_utterances(args: StageArguments, split: str) -> Utterances:
+    """Speech of one split, from packs if there are some."""
+    if args.packs:
+        return open_packed_speech([Path(pack) for pack in args.packs], split)
+    return open_speech(Path(args.speech).glob(f"{split}/*.parquet"), Path(args.output_dir).parent / "speech")
+
+
 def token_data(args: StageArguments, tokenizer) -> tuple[list[TokenRows], HeldOut]:
     """Training rows and held-out batches of text and code."""
     train, held_out = [], {}
@@ -117,10 +125,7 @@ def speech_data(args: StageArguments, tokenizer) -> tuple[list[SpokenRows], Held
     """Training rows and held-out batches of speech."""
     if args.speech is None:
         return [], {}
-    cache = Path(args.output_dir).parent / "speech"
-    rows, unseen = (
-        open_speech(Path(args.speech).glob(f"{split}/*.parquet"), cache) for split in ("train", "validation")
-    )
+    rows, unseen = (open_utterances(args, split) for split in ("train", "validation"))
     dropout = {"text_dropout": args.caption_dropout, "reference_dropout": args.reference_dropout}
     train = SpokenRows(rows, tokenizer, args.speech_batch_tokens, **dropout, faces=args.faces)
     source = SpokenRows(unseen, tokenizer, EVALUATION_LATENTS, text_dropout=0.0, reference_dropout=0.0)

@@ -17,6 +17,7 @@ from hf_unified_diffusion.training.pack_files import (
     strings_to_arrays,
     unpacked_arrays,
 )
+from hf_unified_diffusion.training.pack_speech import speech_blocks, speech_of
 from hf_unified_diffusion.training.packs import (
     PackSource,
     blocks_of,
@@ -25,9 +26,11 @@ from hf_unified_diffusion.training.packs import (
     size_of,
     write_packs,
 )
+from hf_unified_diffusion.training.speech_data import SpokenRows, open_speech
 from hf_unified_diffusion.training.token_data import PackedTokens
 from tests.tiny import tiny_tokenizer
 from tests.training.tiny_latents import blobs
+from tests.training.tiny_speech import write_speech
 
 
 def random_documents(lengths: list[int], seed: int = 0) -> PackedTokens:
@@ -72,6 +75,25 @@ def test_a_micro_batch_of_a_pack_is_that_of_the_shards(pictures, precision, erro
         assert np.array_equal(a.positions, b.positions)
         largest = float(np.abs(np.concatenate([pictures.table.latents([i]).ravel() for i in range(9)])).max())
         assert float((a.values - b.values).abs().max()) <= error * largest + 1e-6
+
+
+def test_speech_of_a_pack_is_that_of_the_shards(tmp_path):
+    folder = write_speech(tmp_path / "speech", {"train": 4})
+    shards = open_speech((folder / "train").glob("*.parquet"), tmp_path / "cache")
+    blocks = [unpacked_arrays(packed_arrays(block)) for block in speech_blocks(shards, faces=False, values=20_000)]
+    assert len(blocks) > 1
+    packed = speech_of(blocks)
+    ours, theirs = (SpokenRows(speech, tiny_tokenizer(), tokens=60) for speech in (packed, shards))
+    largest = max(float(shards.sound(place).abs().max()) for place in range(len(shards)))
+    for turn in range(4):
+        a, b = ours.batch(turn, seed=2), theirs.batch(turn, seed=2)
+        assert [row.phoneme_ids for row in a.rows] == [row.phoneme_ids for row in b.rows]
+        assert [row.reference is None for row in a.rows] == [row.reference is None for row in b.rows]
+        for x, y in zip(a.sounds, b.sounds, strict=True):
+            assert x.shape == y.shape
+            assert float((x - y).abs().max()) <= 0.5 / 127 * largest + 1e-6
+    with pytest.raises(ValueError, match="a pack must hold face_values"):
+        packed.face(0)
 
 
 def test_another_precision_is_refused(pictures):

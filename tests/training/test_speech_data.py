@@ -19,7 +19,7 @@ from hf_unified_diffusion.training.flow_evaluation import flow_errors
 from hf_unified_diffusion.training.flow_layout import FlowConfig, FlowTarget, speech_layout
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
-from hf_unified_diffusion.training.speech_data import SpokenRows, decoded, open_speech
+from hf_unified_diffusion.training.speech_data import SpokenRows, batches_of, decoded, open_speech
 from tests.tiny import tiny_tokenizer
 from tests.training.tiny_speech import TEXTS, VOICES, row, speech_model, write_speech
 
@@ -64,7 +64,7 @@ def test_an_epoch_has_every_row_once_whatever_the_processes(shards):
     for one, other in zip(alone, shared, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.sounds, other.sounds, strict=True))
         assert [row.phoneme_ids for row in one.rows] == [row.phoneme_ids for row in other.rows]
-    batches = shards.batches(60, Generator().manual_seed(3))
+    batches = batches_of(shards.lengths, 60, Generator().manual_seed(3))
     assert sorted(place for batch in batches for place in batch) == list(range(len(shards)))
     assert all(len(batch) * max(shards.lengths[batch]) <= 60 for batch in batches)
 

@@ -5,6 +5,8 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DiagonalGaussian
 from jaxtyping import Float
 from torch import Tensor
 
+from .picture_positions import image_positions as image_positions
+
 # Where an autoencoder's config says how many resolutions it has (AutoencoderDC and AutoencoderTiny; AutoencoderKL).
 RESOLUTIONS = ("encoder_block_out_channels", "block_out_channels")
 

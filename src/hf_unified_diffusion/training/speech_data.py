@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,32 @@ class SpeechBatch:
         return replace(self, rows=rows)
 
 
+class Utterances(Protocol):
+    """Utterances by their places: what `SpokenRows` reads, from Parquet shards or from packs."""
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "rows"]:
+        """Tokens of sound of each, int64."""
+        ...
+
+    @property
+    def voices(self) -> list[str]:
+        """Whose voice each is in."""
+        ...
+
+    def symbols(self, place: int) -> Sequence[str]:
+        """Phonemes of an utterance."""
+        ...
+
+    def sound(self, place: int) -> Float[Tensor, "tokens width"]:
+        """Its tokens of sound."""
+        ...
+
+    def face(self, place: int) -> Float[Tensor, "tokens 52"]:
+        """The tokens of its face; ValueError where they are not known."""
+        ...
+
+
 @dataclass(frozen=True)
 class SpeechShards:
     """Utterances in a memory-mapped table.
@@ -62,37 +88,48 @@ class SpeechShards:
     Attributes:
         table: columns `COLUMNS`; `audio` is FLAC of 24 kHz, mono.
         lengths: tokens of sound of each, int64.
+        voices: of each.
     """
 
     table: "Dataset"
     lengths: Int[np.ndarray, "rows"]
-    by_voice: dict[str, list[int]] = field(init=False)
+    voices: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        by_voice: dict[str, list[int]] = {}
-        for place, voice in enumerate(self.table["voice"]):
-            by_voice.setdefault(voice, []).append(place)
-        object.__setattr__(self, "by_voice", by_voice)
+        object.__setattr__(self, "voices", list(self.table["voice"]))
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def symbols(self, place: int) -> Sequence[str]:
+        """As `Utterances` says."""
+        return self.table[place]["phonemes"]
+
+    def sound(self, place: int) -> Float[Tensor, "tokens width"]:
+        """As `Utterances` says."""
+        return AudioCodec().encode(self.waveform(place)[None])[0]
+
+    def face(self, place: int) -> Float[Tensor, "tokens 52"]:
+        """As `Utterances` says; the same each time."""
+        return face(self.table[place], int(self.lengths[place]))
 
     def waveform(self, place: int) -> Float[Tensor, "samples"]:
         """The samples of an utterance."""
         return decoded(self.table[place]["audio"])
 
-    def batches(self, tokens: int, generator: Generator) -> list[list[int]]:
-        """All places in micro-batches of about equal lengths, of at most `tokens` tokens with padding, in an order."""
-        jitter = 0.9 + 0.2 * torch.rand(len(self), generator=generator).numpy()
-        batches: list[list[int]] = []
-        longest = 0
-        for place in np.argsort(self.lengths * jitter):
-            longest = max(longest, int(self.lengths[place]))
-            if not batches or (len(batches[-1]) + 1) * longest > tokens:
-                batches.append([])
-                longest = int(self.lengths[place])
-            batches[-1].append(int(place))
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+def batches_of(lengths: Int[np.ndarray, "rows"], tokens: int, generator: Generator) -> list[list[int]]:
+    """All places in micro-batches of about equal lengths, of at most `tokens` tokens with padding, in an order."""
+    jitter = 0.9 + 0.2 * torch.rand(len(lengths), generator=generator).numpy()
+    batches: list[list[int]] = []
+    longest = 0
+    for place in np.argsort(lengths * jitter):
+        longest = max(longest, int(lengths[place]))
+        if not batches or (len(batches[-1]) + 1) * longest > tokens:
+            batches.append([])
+            longest = int(lengths[place])
+        batches[-1].append(int(place))
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def open_speech(files: Iterable[Path], cache_dir: Path) -> SpeechShards:
@@ -147,7 +184,7 @@ class SpokenRows:
     Usage: `SpokenRows(open_speech(files, cache), tokenizer).batch(turn=0, seed=0)`
     """
 
-    shards: SpeechShards
+    shards: Utterances
     tokenizer: PreTrainedTokenizerFast
     tokens: int = 1024
     text_dropout: float = 0.1
@@ -156,6 +193,7 @@ class SpokenRows:
     faces: bool = False
     modality: str = "audio"
     phonemes: PhonemeCodec = field(init=False)
+    by_voice: dict[str, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("tokens", "max_reference_tokens"):
@@ -164,13 +202,17 @@ class SpokenRows:
         for name in ("text_dropout", "reference_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        by_voice: dict[str, list[int]] = {}
+        for place, voice in enumerate(self.shards.voices):
+            by_voice.setdefault(voice, []).append(place)
+        object.__setattr__(self, "by_voice", by_voice)
         object.__setattr__(self, "phonemes", PhonemeCodec(self.tokenizer))
 
     def batch(self, turn: int, seed: int, process: int = 0, num_processes: int = 1) -> SpeechBatch:
         """The micro-batch a process takes in its turn; processes take turns, so that none reads another's rows."""
         number, epoch = turn * num_processes + process, 0
         while True:  # epochs differ by a batch or so in length
-            batches = self.shards.batches(self.tokens, Generator().manual_seed(seed * 1_000_003 + epoch))
+            batches = batches_of(self.shards.lengths, self.tokens, Generator().manual_seed(seed * 1_000_003 + epoch))
             if number < len(batches):
                 break
             number, epoch = number - len(batches), epoch + 1
@@ -179,31 +221,26 @@ class SpokenRows:
 
     def rows_of(self, places: Sequence[int], generator: Generator) -> SpeechBatch:
         """Some utterances as a batch; the generator decides what is told of each."""
-        found = [self.shards.table[place] for place in places]
-        sounds = [self.sound(row["audio"]) for row in found]
+        sounds = [self.shards.sound(place) for place in places]
         rows = []
-        for place, row, sound in zip(places, found, sounds, strict=True):
+        for place, sound in zip(places, sounds, strict=True):
             no_text, no_reference, which = torch.rand(3, generator=generator).tolist()
             if no_text < self.text_dropout:
                 rows.append(SpeechRow((), len(sound)))
                 continue
-            reference = None if no_reference < self.reference_dropout else self.reference(place, row["voice"], which)
-            rows.append(SpeechRow(self.phonemes.encode(row["phonemes"]), len(sound), reference))
-        faces = [face(row, len(sound)) for row, sound in zip(found, sounds, strict=True)] if self.faces else None
+            reference = None if no_reference < self.reference_dropout else self.reference(place, which)
+            rows.append(SpeechRow(self.phonemes.encode(self.shards.symbols(place)), len(sound), reference))
+        faces = [self.shards.face(place) for place in places] if self.faces else None
         return SpeechBatch(rows, sounds, faces, self.tokenizer.bos_token_id)
 
-    def reference(self, place: int, voice: str, which: float) -> Reference | None:
-        """Another utterance of a voice, by a number in [0, 1); None where there is no other."""
+    def reference(self, place: int, which: float) -> Reference | None:
+        """Another utterance of the same voice, by a number in [0, 1); None where there is no other."""
         short = self.shards.lengths <= self.max_reference_tokens
-        others = [other for other in self.shards.by_voice[voice] if other != place and short[other]]
+        others = [other for other in self.by_voice[self.shards.voices[place]] if other != place and short[other]]
         if not others:
             return None
-        row = self.shards.table[others[int(which * len(others))]]
-        return Reference(self.phonemes.encode(row["phonemes"]), self.sound(row["audio"]))
-
-    def sound(self, audio: bytes) -> Float[Tensor, "tokens width"]:
-        """Tokens of a sound file."""
-        return AudioCodec().encode(decoded(audio)[None])[0]
+        other = others[int(which * len(others))]
+        return Reference(self.phonemes.encode(self.shards.symbols(other)), self.shards.sound(other))
 
 
 def face(row: dict, num_tokens: int) -> Float[Tensor, "tokens 52"]:
