@@ -21,6 +21,7 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from hf_unified_diffusion.training.codec_initialization import initialize_linear
 from hf_unified_diffusion.training.codec_objective import (
     CHANNELS,
     DECODER_LAYERS,
@@ -57,15 +58,16 @@ class Arguments:
     train_batch_size: int = 16
     max_train_steps: int = 1_000_000
     max_train_minutes: float = 35.0  # the learning rate follows the clock
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     warmup_steps: int = 50
     weight_decay: float = 0.01
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
     edge_weight: float = 0.5
     perceptual_weight: float = 0.1
+    initialization_pictures: int = 400  # whose principal components the codec starts from
     perceptual_steps: int = 2  # the perceptual loss counts in every so many steps
-    latent_noise: float = 0.2
+    latent_noise: float = 0.15
     frozen_statistics_share: float = 0.15  # at the end the latents are normalized as they will be in use
     mixed_precision: str = "auto"
     validation_minutes: float = 3.0
@@ -152,7 +154,10 @@ def main(argv: Sequence[str] | None = None) -> CodecObjective:
         objective.parameters(), args.learning_rate, betas=(0.9, args.adam_beta2), weight_decay=args.weight_decay
     )
     step, seconds = 0, 0.0
-    if args.resume:
+    if not args.resume:
+        pictures = PictureViews(Path(args.train_data_dir), args.seed).batch(args.initialization_pictures, 256)
+        initialize_linear(objective.vae, pictures.to(accelerator.device))
+    else:
         state = torch.load(out / STATE, weights_only=True, map_location=accelerator.device)
         objective.vae.load_state_dict(state["vae"])
         objective.normalization.load_state_dict(state["normalization"])
@@ -179,6 +184,7 @@ def follow(
     held_out = held_out_pictures(args).to(accelerator.device)
     bar = tqdm(total=60 * args.max_train_minutes, initial=seconds, unit="s", bar_format="{l_bar}{bar}| {postfix}")
     saved = validated = seconds
+    bar.write(f"start: {validate(inner, held_out, accelerator)}")
     inner.train()
     while step < args.max_train_steps and seconds < 60 * args.max_train_minutes:
         started, done = time.monotonic(), max(seconds / 60 / args.max_train_minutes, step / args.max_train_steps)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEATURE_BLOCKS = (0, 2, 4)  # of EfficientNet-lite0: strides 2, 4 and 8
-CHANNELS = (32, 32, 64, 128, 256, 256)  # by resolution, the finest first: a token for 32 x 32 pixels
-ENCODER_LAYERS, DECODER_LAYERS = (0, 1, 1, 1, 1, 1), (0, 2, 2, 2, 1, 1)
+CHANNELS = (24, 24, 48, 96, 192, 192)  # by resolution, the finest first: a token for 32 x 32 pixels
+ENCODER_LAYERS, DECODER_LAYERS = (0, 1, 1, 1, 1, 1), (0, 1, 1, 2, 2, 2)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -34,6 +34,9 @@ def convolutional_autoencoder(
         decoder_layers_per_block=tuple(decoder_layers),
         encoder_qkv_multiscales=no_attention,
         decoder_qkv_multiscales=no_attention,
+        downsample_block_type="conv",
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
     )
 
 
