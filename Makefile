@@ -2,7 +2,8 @@
 # demo   text, an infill and a function written from a docstring, by the embedded checkpoint
 # test   the test suite                  check  format, lint, types, import layers
 # fuzz   broken weight files by the hundred thousand (minutes)
-# data   fetch and build the corpus      train  train the score network on it      bench  every number of the README
+# data   fetch and build the corpus      data-latents  pictures as latents, encoded once
+# train  train the score network on it      bench  every number of the README
 #
 # PYTHON is the interpreter to start from; one that has torch lends it, else TORCH is installed first.
 PYTHON ?= python3
@@ -10,6 +11,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 TRAIN_ARGS ?=
+LATENT_ARGS ?=
 BENCHMARKS ?= perplexity generation infilling speed latency invariance loading
 FUZZ_ARGS ?= --mutations 200000 --processes 2
 
@@ -18,7 +20,7 @@ STAMP := $(VENV)/.installed
 # glibc gives freed tensors back to the system and faults them in again: another allocator trains up to twice as fast on a CPU.
 ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libtcmalloc\.so|libjemalloc\.so/ {print $$NF; exit}')
 
-.PHONY: setup demo test fuzz check format data train bench
+.PHONY: setup demo test fuzz check format data data-latents train bench
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
@@ -49,6 +51,9 @@ format: $(STAMP)
 
 data: $(STAMP)
 	$(BIN)/python examples/prepare_data.py
+
+data-latents: $(STAMP)
+	$(BIN)/python examples/encode_images.py $(LATENT_ARGS)
 
 train: $(STAMP)
 	$(if $(ALLOCATOR),LD_PRELOAD=$(ALLOCATOR)) $(BIN)/python examples/train_unified.py $(TRAIN_ARGS)

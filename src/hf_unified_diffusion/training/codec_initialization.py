@@ -1,10 +1,12 @@
 """Start an image codec as the best linear one: principal components of patches, level by level.
 
-Training then begins at the quality of a linear transform code, where the same network with random weights would need
-most of a short run to get there. Everything nonlinear starts at zero, as in residual networks whose branches do.
+The encoder that comes out is the one that is kept: training the decoder alone leaves the latents what they are, so that
+latents cached today and networks trained on them stay good when the decoder gets better. Everything nonlinear in the
+decoder starts at zero, as in residual networks whose branches do.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderDC
@@ -15,14 +17,19 @@ from torch.nn import functional as F
 # A constant channel before the last normalization, large beside the pixels' 12 values: dividing by their root mean
 # square is then nearly dividing by a constant, and colours survive it.
 CONSTANT = 24.0
+CONSTANT_CHANNEL = 12
 # Pixels less white lie in [-2, 0]: shifted by this they pass a ReLU.
 SHIFT = 2.5
+RIDGE = 3e-4  # of the mean square of a decoder's inputs
+PATCHES_AT_ONCE = 16_384
+MAX_PATCHES = 131_072  # that a convolution is fitted to
+
+Maps = list[Float[Tensor, "batch channels height width"]]
 
 
-def principal_components(features: Float[Tensor, "rows inputs"], count: int) -> Float[Tensor, "inputs count"]:
+def principal_components(moment: Float[Tensor, "inputs inputs"], count: int) -> Float[Tensor, "inputs count"]:
     """Orthonormal directions of the largest second moments, largest first."""
-    moment = features.double().T @ features.double()
-    return torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :count].float()
+    return torch.linalg.eigh(moment.double()).eigenvectors.flip(1)[:, :count].float()
 
 
 def hadamard(size: int) -> Float[Tensor, "size size"]:
@@ -40,49 +47,64 @@ def rows_of(features: Float[Tensor, "batch channels height width"]) -> Float[Ten
     return features.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
+def second_moment(maps: Maps) -> Float[Tensor, "channels channels"]:
+    """Mean of x x^T over all places, float64."""
+    rows = sum(len(rows_of(features)) for features in maps)
+    return sum(rows_of(features).double().T @ rows_of(features).double() for features in maps) / rows
+
+
 @torch.no_grad()
-def initialize_linear(vae: AutoencoderDC, pixels: Float[Tensor, "batch 3 height width"]) -> None:
+def initialize_linear(vae: AutoencoderDC, pixels: Sequence[Float[Tensor, "batch 3 height width"]]) -> None:
     """Set the weights so that the autoencoder projects patches on their principal components, in place.
 
-    Its latents have mean 0 and variance 1 in every channel (a Hadamard rotation shares the components' energy out), so
-    an error of a latent is the same error of the picture whatever its channel. The widths must be (c_0, c_1, ...) with
-    no layer at c_0, c_1 above 12, `downsample_block_type="conv"`, and no shortcut at the latents.
+    Its latents have mean 0, and on average variance 1 in every channel (a Hadamard rotation shares the components'
+    energy out), so an error of a latent is the same error of the picture whatever its channel. The decoder's
+    convolutions are the least-squares answers from 3 x 3 latents, level by level, so that patches see their neighbours.
 
     Args:
-        pixels: in [-1, 1]; some hundred pictures whose sides the codec's compression divides.
+        pixels: in [-1, 1]; batches of some hundred pictures whose sides the codec's compression divides.
 
-    Raises ValueError for an autoencoder of another build.
+    Raises:
+        ValueError: for an autoencoder of another build: it must be one of `convolutional_autoencoder`, more than 12
+            wide at half resolution, with a power of 2 of latent channels.
+
+    Usage: `initialize_linear(vae, [views.batch(1600, 128), views.batch(200, 256)])`
     """
     config = vae.config
     widths = config.encoder_block_out_channels
     if config.encoder_out_shortcut or config.decoder_in_shortcut or config.downsample_block_type != "conv":
         raise ValueError("a linear start needs strided convolutions and no shortcuts at the latents")
-    if widths != config.decoder_block_out_channels or widths[1] <= 12 or config.encoder_layers_per_block[0] > 0:
-        raise ValueError(f"a linear start needs equal widths, more than 12 at half resolution, got {widths}")
+    if widths != config.decoder_block_out_channels or widths[1] <= CONSTANT_CHANNEL:
+        raise ValueError(
+            f"a linear start needs equal widths, above {CONSTANT_CHANNEL} at half resolution, got {widths}"
+        )
     silence_branches(vae)
-    encoder_downs = [block[-1].conv for block in vae.encoder.down_blocks[1:-1]]
-    decoder_ups = [block[0] for block in vae.decoder.up_blocks[1:-1]]
-    features = start_pixels(vae, pixels)
-    for down, up, width in zip(encoder_downs, decoder_ups, widths[2:], strict=True):
-        children = F.pixel_unshuffle(features, 2)
-        basis = principal_components(rows_of(children), min(width, children.shape[1]))
-        set_down(down, basis.T / 2, features.shape[1])
-        set_up(up, 2 * basis)
-        features = torch.einsum("bchw,cd->bdhw", children, basis / 2)
-    # after the levels: they set biases to zero
-    constant = slice(12 * 4, 13 * 4)
-    decoder_ups[0].conv.bias[constant] = CONSTANT
-    set_latents(vae, rows_of(features))
+    levels = [start_pixels(vae, pixels)]
+    for block, width in zip(vae.encoder.down_blocks[1:-1], widths[2:], strict=True):
+        children = [F.pixel_unshuffle(features, 2) for features in levels[-1]]
+        basis = principal_components(second_moment(children), min(width, children[0].shape[1]))
+        set_down(block[-1].conv, basis.T / 2, levels[-1][0].shape[1])
+        levels.append([torch.einsum("bchw,cd->bdhw", each, basis / 2) for each in children])
+    set_latents(vae, levels[-1])
+    decoded = fit(vae.decoder.conv_in, [vae.encoder.conv_out(each) for each in levels[-1]], levels[-1])
+    for features in levels[0]:
+        features[:, CONSTANT_CHANNEL] = CONSTANT
+    for block, wanted in zip(reversed(vae.decoder.up_blocks[1:-1]), reversed(levels[:-1]), strict=True):
+        up = block[0]
+        repeated = [each.repeat_interleave(up.repeats, dim=1) for each in decoded]
+        rest = [F.pixel_unshuffle(w, 2) - r for w, r in zip(wanted, repeated, strict=True)]
+        fitted = fit(up.conv, decoded, rest)
+        decoded = [F.pixel_shuffle(f + r, 2) for f, r in zip(fitted, repeated, strict=True)]
 
 
 def silence_branches(vae: AutoencoderDC) -> None:
-    """Every residual branch gives zero: the scale of its last normalization is zero."""
+    """Every residual branch gives zero: its last scale in the decoder, which learns, all of it in the encoder."""
     for name, parameter in vae.named_parameters():
-        if "_blocks." in name and ".norm." in name:
+        if "_blocks." in name and (".norm." in name or name.startswith("encoder.")):
             parameter.zero_()
 
 
-def start_pixels(vae: AutoencoderDC, pixels: Float[Tensor, "batch 3 height width"]) -> Tensor:
+def start_pixels(vae: AutoencoderDC, pixels: Sequence[Float[Tensor, "batch 3 height width"]]) -> Maps:
     """First and last convolution: the 12 numbers of 2x2 pixels less white; returns them, padded to the width."""
     width = vae.config.encoder_block_out_channels[1]
     first = vae.encoder.conv_in.conv
@@ -99,7 +121,7 @@ def start_pixels(vae: AutoencoderDC, pixels: Float[Tensor, "batch 3 height width
     last.weight.zero_()
     last.weight[:12, :12, 1, 1] = torch.eye(12)
     last.bias.fill_(1 - SHIFT)
-    return F.pad(F.pixel_unshuffle(pixels - 1, 2), (0, 0, 0, 0, 0, width - 12))
+    return [F.pad(F.pixel_unshuffle(each - 1, 2), (0, 0, 0, 0, 0, width - 12)) for each in pixels]
 
 
 def set_down(conv, projection: Float[Tensor, "outputs inputs4"], inputs: int) -> None:
@@ -113,23 +135,35 @@ def set_down(conv, projection: Float[Tensor, "outputs inputs4"], inputs: int) ->
     conv.bias.zero_()
 
 
-def set_up(block, expansion: Float[Tensor, "outputs4 inputs"]) -> None:
-    """A convolution that is `expansion` to 2x2 places, less the repetition that the block adds to it."""
-    conv = block.conv
-    outputs, inputs = conv.weight.shape[:2]
-    whole = F.pad(expansion, (0, inputs - expansion.shape[1]))
+def set_latents(vae: AutoencoderDC, features: Maps) -> None:
+    """The convolution to the latents: principal components, rotated and scaled to variance 1."""
+    rows = torch.cat([rows_of(each) for each in features])
+    mean, width = rows.mean(0), vae.config.latent_channels
+    basis = principal_components((rows - mean).T.double() @ (rows - mean).double(), width) @ hadamard(width)
+    scale = ((rows - mean) @ basis).square().mean().sqrt()
+    conv = vae.encoder.conv_out
     conv.weight.zero_()
-    conv.weight[:, :, 1, 1] = whole - torch.eye(inputs).repeat_interleave(outputs // inputs, dim=0)
-    conv.bias.zero_()
+    conv.weight[:, :, 1, 1] = basis.T / scale
+    conv.bias.copy_(-(basis.T @ mean) / scale)
 
 
-def set_latents(vae: AutoencoderDC, features: Float[Tensor, "rows channels"]) -> None:
-    """The convolutions at the latents: principal components, rotated and scaled to variance 1, and back."""
-    mean = features.mean(0)
-    basis = principal_components(features - mean, vae.config.latent_channels) @ hadamard(vae.config.latent_channels)
-    scale = ((features - mean) @ basis).square().mean().sqrt()
-    for conv, matrix in ((vae.encoder.conv_out, basis.T / scale), (vae.decoder.conv_in, basis * scale)):
-        conv.weight.zero_()
-        conv.weight[:, :, 1, 1] = matrix
-    vae.encoder.conv_out.bias.copy_(-(basis.T @ mean) / scale)
-    vae.decoder.conv_in.bias.copy_(mean)
+def fit(conv, given: Maps, wanted: Maps) -> Maps:
+    """Give a 3x3 convolution the weights of least squares, a small ridge added; returns what it makes of `given`."""
+    channels = given[0].shape[1]
+    left = torch.zeros(9 * channels + 1, 9 * channels + 1, dtype=torch.float64)
+    right = torch.zeros(9 * channels + 1, wanted[0].shape[1], dtype=torch.float64)
+    for x, y in zip(given, wanted, strict=True):
+        places = x.shape[2] * x.shape[3]
+        at_once = max(1, PATCHES_AT_ONCE // places)
+        most = max(1, MAX_PATCHES // len(given) // places)
+        for part_x, part_y in zip(x[:most].split(at_once), y[:most].split(at_once), strict=True):
+            patches = F.unfold(part_x, 3, padding=1).transpose(1, 2).flatten(0, 1)
+            patches = F.pad(patches, (0, 1), value=1.0)
+            left += patches.T @ patches
+            right += patches.T @ rows_of(part_y)
+    ridge = RIDGE * left.diagonal()[:-1].mean()
+    left.diagonal()[:-1] += ridge
+    weights = torch.linalg.solve(left, right).float()
+    conv.weight.copy_(weights[:-1].T.unflatten(1, (channels, 3, 3)))
+    conv.bias.copy_(weights[-1])
+    return [conv(each) for each in given]
