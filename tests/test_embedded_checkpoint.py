@@ -112,9 +112,9 @@ def test_its_image_codec_gives_tokens_that_the_network_takes_and_pictures_back()
     codec = ImageCodec(vae)
     assert codec.width == UnifiedDiffusionModel.from_pretrained().config.modalities["image"]["width"]
     assert sum(file.stat().st_size for file in (EMBEDDED_CHECKPOINT / "vae").iterdir()) < 7 * MEGABYTE
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 256), torch.linspace(-1, 1, 256), indexing="ij")
     disc = torch.where(x.square() + y.square() < 0.5, torch.tensor(-0.8), torch.tensor(1.0))
     pixels = torch.stack([disc, x, y])[None]
     tokens = codec.encode(pixels)
     assert 0.1 < tokens.std() < 3
-    assert psnr_db(codec.decode(tokens, 128, 128), pixels) > 26
+    assert psnr_db(codec.decode(tokens, 256, 256), pixels) > 26

@@ -39,7 +39,7 @@ def save_diffusers_model(
     Args:
         metadata: JSON object for the Parquet manifest (licence, hash of the base model, ...).
         max_shard_size: bytes of a weight file, or words as "5GB"; above it there are several and an index.
-        int8: keep matrices and kernels as INT8 codes, with a scale for each output (`quantization.integer`).
+        int8: keep matrices and kernels as INT8 codes, with a scale for each output and tap (`quantization.integer`).
 
     Raises ValueError for what `write_parquet_weights` refuses.
     Usage: `save_diffusers_model(pipeline.vae, "checkpoint/vae")`
@@ -87,15 +87,19 @@ def load_diffusers_model(
 
 
 def coded(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of two and more axes as INT8 codes and scales, a row for each index of the first; and roles by name."""
+    """Tensors of two and more axes as INT8 codes, inputs last, a scale for each output and tap; and roles by name.
+
+    The taps of a kernel differ in size: with one scale for all, the small ones would drown in the step of the large.
+    """
     found: dict[str, Tensor] = {}
     roles: dict[str, str] = {}
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or not tensor.is_floating_point():
             found[name] = tensor
             continue
-        packed, scale = quantize(tensor.flatten(1), bits=8)
-        found |= {name: packed.view(tensor.shape), name + SCALE_SUFFIX: scale}
+        inputs_last = tensor.movedim(1, -1)
+        packed, scale = quantize(inputs_last.flatten(0, -2), bits=8)
+        found |= {name: packed.view(inputs_last.shape), name + SCALE_SUFFIX: scale}
         roles |= {name: "packed", name + SCALE_SUFFIX: "scale"}
     return found, roles
 
@@ -107,10 +111,12 @@ def decoded(weights: ParquetWeights | ShardedParquetWeights) -> dict[str, Tensor
         role = weights.roles[name]
         if role == "packed":
             scale = weights.get(name + SCALE_SUFFIX)
-            if tensor.ndim < 2 or scale is None or scale.shape != (len(tensor), 1):
+            rows = tensor.shape[:-1].numel()
+            if tensor.ndim < 2 or scale is None or scale.shape != (rows, 1):
                 shape = None if scale is None else tuple(scale.shape)
                 raise ValueError(f"codes {name!r} of shape {tuple(tensor.shape)} need one scale a row, got {shape}")
-            tensor = dequantize(tensor.flatten(1), scale, bits=8).view(tensor.shape)
+            values = dequantize(tensor.reshape(rows, -1), scale, bits=8)
+            tensor = values.view(tensor.shape).movedim(-1, 1).contiguous()
         if role != "scale":
             found[name] = tensor
     return found
