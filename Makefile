@@ -2,7 +2,7 @@
 # demo   text, an infill and a function written from a docstring, by the embedded checkpoint
 # test   the test suite                  check  format, lint, types, import layers
 # fuzz   broken weight files by the hundred thousand (minutes)
-# data   fetch and build the corpus      data-latents  pictures as latents, encoded once
+# data   fetch and build the corpus      data-images    captioned pictures      data-latents  the same, encoded
 # train  train the score network on it      bench  every number of the README
 #
 # PYTHON is the interpreter to start from; one that has torch lends it, else TORCH is installed first.
@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 # glibc gives freed tensors back to the system and faults them in again: another allocator trains up to twice as fast on a CPU.
 ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libtcmalloc\.so|libjemalloc\.so/ {print $$NF; exit}')
 
-.PHONY: setup demo test fuzz check format data data-latents train bench
+.PHONY: setup demo test fuzz check format data data-images data-latents train bench
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
@@ -51,6 +51,9 @@ format: $(STAMP)
 
 data: $(STAMP)
 	$(BIN)/python examples/prepare_data.py
+
+data-images: $(STAMP)
+	$(BIN)/python examples/prepare_images.py
 
 data-latents: $(STAMP)
 	$(BIN)/python examples/encode_images.py $(LATENT_ARGS)

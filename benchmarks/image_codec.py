@@ -131,7 +131,7 @@ def main() -> None:
             sheet.save(args.output / "image_codec.png", optimize=True)
     weights = sum(parameter.numel() for parameter in vae.parameters())
     notes = [
-        f"{weights / 1e6:.1f}M parameters, {codec.width} numbers for {codec.downsampling} x {codec.downsampling} pixels. "
+        f"{weights / 1e6:.1f}M parameters, {codec.width} numbers for {codec.downsampling}^2 pixels. "
         "image_codec.png: originals, reconstructions and the control at 256 pixels."
     ]
     report("image_codec", {"Reconstruction": rows, "Cost of a picture": costs}, settings, notes, args.output)

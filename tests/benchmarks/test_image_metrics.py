@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from image_metrics import density_and_coverage, derangement, kid, kid_with_interval, ranks, recalls
+from image_metrics import density_and_coverage, derangement, kid, kid_with_interval, ranks, recalls, ssim
 from torch import Generator, Tensor
 
 
