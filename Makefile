@@ -3,7 +3,8 @@
 # test   the test suite                  check  format, lint, types, import layers
 # fuzz   broken weight files by the hundred thousand (minutes)
 # space  a page with a tab for everything the checkpoint does (SPACE_ARGS: a folder, --port)
-# data   fetch and build the corpus      train  train the score network on it      bench  every number of the README
+# data   fetch and build the corpus      data-images    captioned pictures      data-latents  the same, encoded
+# train  train the score network on it      bench  every number of the README
 #
 # checkpoint  all of examples/unified.toml, from the data to the model card; CHECKPOINT_ARGS=--dry_run prints the plan
 # pack   data and code in folders of at most 60 MB, to train where little is installed (docs/accelerator.md)
@@ -16,6 +17,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4
 TRAIN_ARGS ?=
 CHECKPOINT_ARGS ?=
 PACK_ARGS ?= --tokenizer runs/edge_tokenizer --output_dir runs/packs --packs 2
+LATENT_ARGS ?=
 BENCHMARKS ?= perplexity generation infilling speed latency invariance loading
 SPACE_ARGS ?=
 FUZZ_ARGS ?= --mutations 200000 --processes 2
@@ -25,7 +27,7 @@ STAMP := $(VENV)/.installed
 # glibc gives freed tensors back to the system and faults them in again: another allocator trains up to twice as fast on a CPU.
 ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libtcmalloc\.so|libjemalloc\.so/ {print $$NF; exit}')
 
-.PHONY: setup demo space test fuzz check format data train bench checkpoint pack
+.PHONY: setup demo space test fuzz check format data data-images data-latents train bench checkpoint pack
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
@@ -60,6 +62,12 @@ format: $(STAMP)
 
 data: $(STAMP)
 	$(BIN)/python examples/prepare_data.py
+
+data-images: $(STAMP)
+	$(BIN)/python examples/prepare_images.py
+
+data-latents: $(STAMP)
+	$(BIN)/python examples/encode_images.py $(LATENT_ARGS)
 
 train: $(STAMP)
 	$(if $(ALLOCATOR),LD_PRELOAD=$(ALLOCATOR)) $(BIN)/python examples/train_unified.py $(TRAIN_ARGS)

@@ -48,6 +48,7 @@ JOBS: dict[str, Job] = {
     "memory": Job("memory.py", quick=None),
     "memory_crashes": Job("memory_crashes.py", quick=None),
     "image_latency": Job("image_latency.py", quick=("--repeats", "1")),
+    "image_codec": Job("image_codec.py", quick=("--num", "16", "--sizes", "128", "256"), needs=(PICTURES, CODEC)),
     "images": Job("images.py", ("--draw",), ("--draw", *FEW_PICTURES.split()), (PICTURES, CODEC)),
 }
 
@@ -185,6 +186,21 @@ def resources() -> list[Figure]:
     return figures
 
 
+def reconstruction() -> list[Figure]:
+    """Held-out pictures through the image codec; the control has as many numbers, as pixels of a smaller picture."""
+    figures = []
+    columns = (("PSNR dB", "higher"), ("SSIM", "higher"), ("feature distance", "lower"))
+    for size in (128, 256, 512):
+        for column, better in columns:
+            source = Source("image_codec", "Reconstruction", better, interval(column), "4.3")
+            floor = 26.0 if column == "PSNR dB" and size == 256 else None
+            row, control = ({"pixels": size, "pictures": name} for name in ("codec", "control: smaller picture"))
+            figures.append(source.figure(f"Codec at {size} pixels, {column}", row, column, floor, None, control))
+    seams = Source("image_codec", "Reconstruction", "lower", interval("seams"), "4.3")
+    figures.append(seams.figure("Codec at 512 pixels, seams", {"pixels": 512, "pictures": "codec"}, "seams", None, 1.0))
+    return figures
+
+
 def drawing() -> list[Figure]:
     """Pictures that the checkpoint draws."""
     far, match = "Distance from real pictures", "Caption match"
@@ -221,4 +237,11 @@ def drawing() -> list[Figure]:
     return figures
 
 
-FIGURES: tuple[Figure, ...] = (*likelihoods(), *writing(), *guarantees(), *resources(), *drawing())
+FIGURES: tuple[Figure, ...] = (
+    *likelihoods(),
+    *writing(),
+    *guarantees(),
+    *resources(),
+    *reconstruction(),
+    *drawing(),
+)

@@ -1,11 +1,11 @@
 """Train the image codec: a small `diffusers.AutoencoderDC` on the captioned pictures, with latents made for diffusion.
 
-    OMP_NUM_THREADS=1 python examples/train_image_codec.py --output_dir runs/image_codec --max_train_minutes 35
+    OMP_NUM_THREADS=1 python examples/train_image_codec.py --output_dir runs/image_codec --max_train_minutes 60
     OMP_NUM_THREADS=1 python examples/train_image_codec.py --output_dir runs/image_codec --resume --export_only
 
-The finished codec is `OUTPUT_DIR/vae` (safetensors); the normalization of the latents is folded into its weights.
-`--resume` goes on from the last checkpoint; pictures are then drawn anew. Shards that change while it runs
-(`make data-images`) are found at the next pass over the pictures.
+It starts as the best linear codec; only the decoder is trained, so the latents stay the same from then on. The finished
+codec is `OUTPUT_DIR/vae` (Parquet, INT8), with the moving average of the weights. `--resume` goes on from the last
+checkpoint; pictures are then drawn anew. Shards that change while it runs are found at the next pass over the pictures.
 """
 
 import json
@@ -18,9 +18,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from hf_unified_diffusion.modeling.diffusers_weights import save_diffusers_model
+from hf_unified_diffusion.quantization.parquet_writer import fsync_path
+from hf_unified_diffusion.training.codec_initialization import initialize_linear
 from hf_unified_diffusion.training.codec_objective import (
     CHANNELS,
     DECODER_LAYERS,
@@ -29,7 +33,7 @@ from hf_unified_diffusion.training.codec_objective import (
     CodecObjective,
     EarlyFeatures,
     convolutional_autoencoder,
-    fold_normalization,
+    decoder_parameters,
     psnr_db,
 )
 from hf_unified_diffusion.training.image_views import PictureViews, pixels_of
@@ -47,7 +51,7 @@ class Arguments:
     output_dir: str
     train_data_dir: str = "data/image_pictures/train"
     validation_data_dir: str = "data/image_pictures/validation"
-    latent_channels: int = 64
+    latent_channels: int = 128
     channels: list[int] = field(default_factory=lambda: list(CHANNELS))
     encoder_layers: list[int] = field(default_factory=lambda: list(ENCODER_LAYERS))
     decoder_layers: list[int] = field(default_factory=lambda: list(DECODER_LAYERS))
@@ -56,21 +60,22 @@ class Arguments:
     large_share: float = 0.15  # of the steps: a quarter of the pictures at the large resolution
     train_batch_size: int = 16
     max_train_steps: int = 1_000_000
-    max_train_minutes: float = 35.0  # the learning rate follows the clock
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
+    max_train_minutes: float = 60.0  # the learning rate follows the clock
+    learning_rate: float = 5e-4
+    linear_rate_share: float = 0.1  # of it, for what the linear start has set already
+    warmup_steps: int = 100
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
+    ema_decay: float = 0.999  # at most; it starts lower
     edge_weight: float = 0.5
     perceptual_weight: float = 0.1
     perceptual_steps: int = 2  # the perceptual loss counts in every so many steps
-    latent_noise: float = 0.2
-    frozen_statistics_share: float = 0.15  # at the end the latents are normalized as they will be in use
+    latent_noise: float = 0.05
+    initialization_pictures: int = 1600  # views at `resolution`, and an eighth as many at `large_resolution`
     mixed_precision: str = "auto"
     validation_minutes: float = 3.0
     validation_pictures: int = 32
-    checkpointing_minutes: float = 3.0
+    checkpointing_minutes: float = 5.0
     resume: bool = False
     export_only: bool = False
     seed: int = 0
@@ -85,22 +90,19 @@ class Arguments:
 
 
 @torch.no_grad()
-def validate(objective: CodecObjective, pictures: torch.Tensor, accelerator: Accelerator) -> dict[str, float]:
-    """PSNR in dB of held-out pictures as the codec will be used, and how far latents are from unit variance."""
+def validate(training: "CodecTraining", pictures: torch.Tensor) -> dict[str, float]:
+    """PSNR in dB of held-out pictures by the averaged weights."""
+    objective, parameters = training.objective, training.parameters
     objective.eval()
-    found, latents = [], []
+    training.ema.store(parameters)
+    training.ema.copy_to(parameters)
+    found = []
     for batch in pictures.split(4):
-        with accelerator.autocast():
-            encoded = objective.normalization(objective.vae.encoder(batch).float())
-            found.append(psnr_db(objective.vae.decoder(encoded).float(), batch))
-        latents.append(encoded)
+        with training.accelerator.autocast():
+            found.append(psnr_db(objective.reconstruct(batch, noise=0.0).float(), batch))
+    training.ema.restore(parameters)
     objective.train()
-    std = torch.cat(latents).std(dim=(0, 2, 3))
-    return {
-        "validation/psnr_db": torch.cat(found).mean().item(),
-        "validation/latent_std_min": std.min().item(),
-        "validation/latent_std_max": std.max().item(),
-    }
+    return {"validation/psnr_db": torch.cat(found).mean().item()}
 
 
 def held_out_pictures(args: Arguments) -> torch.Tensor:
@@ -113,120 +115,141 @@ def held_out_pictures(args: Arguments) -> torch.Tensor:
     return torch.stack(found).to(memory_format=torch.channels_last)
 
 
-def save_state(out: Path, objective: CodecObjective, optimizer, step: int, seconds: float) -> None:
-    """Weights, statistics and optimizer, written beside and swapped in."""
-    state = {
-        "vae": objective.vae.state_dict(),
-        "normalization": objective.normalization.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "seconds": seconds,
-    }
-    torch.save(state, out / f"{STATE}.partial")
-    (out / f"{STATE}.partial").rename(out / STATE)
+class CodecTraining:
+    """An objective, its optimizer and the moving average of what it trains; where the run is."""
+
+    def __init__(self, args: Arguments):
+        self.args = args
+        dtype = precision_of(args.mixed_precision)
+        self.accelerator = Accelerator(mixed_precision="bf16" if dtype is torch.bfloat16 else "no")
+        losses = CodecLossConfig(
+            edge_weight=args.edge_weight, perceptual_weight=args.perceptual_weight, latent_noise=args.latent_noise
+        )
+        shape = args.latent_channels, args.channels, args.encoder_layers, args.decoder_layers
+        vae = convolutional_autoencoder(*shape).to(memory_format=torch.channels_last)
+        self.objective = CodecObjective(vae, losses).to(self.accelerator.device)
+        self.features = EarlyFeatures().to(self.accelerator.device) if args.perceptual_weight > 0 else None
+        groups = zip(decoder_parameters(vae), (1.0, args.linear_rate_share), strict=True)
+        self.optimizer = torch.optim.Adam(
+            [{"params": parameters, "share": share} for parameters, share in groups], betas=(0.9, args.adam_beta2)
+        )
+        self.parameters = list(vae.decoder.parameters())
+        self.step, self.seconds = 0, 0.0
+
+    def start(self) -> None:
+        """The best linear codec of the training pictures."""
+        args = self.args
+        views = PictureViews(Path(args.train_data_dir), args.seed, recolour=False)
+        count = args.initialization_pictures
+        sizes = ((count, args.resolution), (max(1, count // 8), args.large_resolution))
+        initialize_linear(self.objective.vae, [views.batch(*size).to(self.accelerator.device) for size in sizes])
+        self.average()
+
+    def average(self) -> None:
+        """A moving average that begins at the weights as they are."""
+        self.ema = EMAModel(self.parameters, decay=self.args.ema_decay, use_ema_warmup=True)
+
+    def restore(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        self.objective.vae.load_state_dict(state["vae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average()
+        self.ema.load_state_dict(state["ema"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self, path: Path) -> None:
+        """Weights, average and optimizer, written beside and swapped in."""
+        state = {
+            "vae": self.objective.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        fsync_path(partial)
+        partial.rename(path)
+
+    def done(self) -> float:
+        """The share of the minutes or of the steps that is used up; it ends at 1."""
+        return max(self.seconds / 60 / self.args.max_train_minutes, self.step / self.args.max_train_steps)
+
+    def train_step(self, views: PictureViews) -> dict[str, float]:
+        """One step of the optimizer; returns what is logged of it."""
+        args, accelerator, began = self.args, self.accelerator, time.monotonic()
+        self.objective.features = self.features if self.step % args.perceptual_steps == 0 else None
+        is_large = views.rng.random() < args.large_share
+        size = max(1, args.train_batch_size // 4) if is_large else args.train_batch_size
+        side = args.large_resolution if is_large else args.resolution
+        pixels = views.batch(size, side).to(accelerator.device)
+        with accelerator.autocast():
+            losses = self.objective(pixels)
+        accelerator.backward(losses["loss"])
+        norm = accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        rate = LearningRate(args.learning_rate, args.warmup_steps, final_share=0.01).at(self.step, self.done())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.parameters)
+        self.step, self.seconds = self.step + 1, self.seconds + time.monotonic() - began
+        record = {name: value.item() for name, value in losses.items()}
+        progress = {"step": self.step, "seconds": self.seconds, "side": side, "lr": rate, "grad_norm": float(norm)}
+        return {**record, "psnr_db": -10 * math.log10(record["squared"] / 4), **progress}
 
 
-def export(out: Path, objective: CodecObjective) -> None:
-    """Write `vae`, the normalization folded in."""
-    statistics = objective.normalization
-    std = (statistics.running_var + statistics.eps).sqrt()
-    folded = fold_normalization(objective.vae, statistics.running_mean, std).to(memory_format=torch.contiguous_format)
-    folded.save_pretrained(out / "vae")
+def export(training: CodecTraining, folder: Path) -> None:
+    """The averaged autoencoder as Parquet, INT8; one that is there is replaced."""
+    training.ema.copy_to(training.parameters)
+    vae = training.objective.vae.to(memory_format=torch.contiguous_format).eval()
+    save_diffusers_model(vae, folder, {"license": "apache-2.0", "steps": training.step}, int8=True)
 
 
 def main(argv: Sequence[str] | None = None) -> CodecObjective:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv)
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    dtype = precision_of(args.mixed_precision)
-    accelerator = Accelerator(mixed_precision="bf16" if dtype is torch.bfloat16 else "no")
     set_seed(args.seed)
-    losses = CodecLossConfig(
-        edge_weight=args.edge_weight, perceptual_weight=args.perceptual_weight, latent_noise=args.latent_noise
-    )
-    shape = args.latent_channels, args.channels, args.encoder_layers, args.decoder_layers
-    vae = convolutional_autoencoder(*shape).to(memory_format=torch.channels_last)
-    objective = CodecObjective(vae, losses).to(accelerator.device)
-    features = EarlyFeatures().to(accelerator.device) if args.perceptual_weight > 0 else None
-    optimizer = torch.optim.AdamW(
-        objective.parameters(), args.learning_rate, betas=(0.9, args.adam_beta2), weight_decay=args.weight_decay
-    )
-    step, seconds = 0, 0.0
+    training = CodecTraining(args)
     if args.resume:
-        state = torch.load(out / STATE, weights_only=True, map_location=accelerator.device)
-        objective.vae.load_state_dict(state["vae"])
-        objective.normalization.load_state_dict(state["normalization"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
+        training.restore(out / STATE)
+    else:
+        training.start()
     if not args.export_only:
         (out / "arguments.json").write_text(json.dumps(asdict(args), indent=1))
-        objective, optimizer = accelerator.prepare(objective, optimizer)
-        follow(args, accelerator, objective, features, optimizer, step, seconds)
-    objective = accelerator.unwrap_model(objective)
-    export(out, objective.eval())
-    return objective
+        follow(training, out)
+    export(training, out / "vae")
+    return training.objective
 
 
-def follow(
-    args: Arguments, accelerator: Accelerator, objective, features, optimizer, step: int, seconds: float
-) -> None:
+def follow(training: CodecTraining, out: Path) -> None:
     """Step, log, validate and save until the minutes or the steps are used up."""
-    out, inner = Path(args.output_dir), accelerator.unwrap_model(objective)
-    parameters = sum(p.numel() for p in inner.vae.parameters())
-    accelerator.print(f"{parameters / 1e6:.2f}M parameters in {accelerator.mixed_precision}")
-    forget_after(out / "log.jsonl", step)
-    views = PictureViews(Path(args.train_data_dir), args.seed + step)
-    held_out = held_out_pictures(args).to(accelerator.device)
-    bar = tqdm(total=60 * args.max_train_minutes, initial=seconds, unit="s", bar_format="{l_bar}{bar}| {postfix}")
-    saved = validated = seconds
-    inner.train()
-    while step < args.max_train_steps and seconds < 60 * args.max_train_minutes:
-        started, done = time.monotonic(), max(seconds / 60 / args.max_train_minutes, step / args.max_train_steps)
-        record = train_step(args, accelerator, objective, features, optimizer, views, step, done)
-        step, seconds = step + 1, seconds + time.monotonic() - started
-        finished = step >= args.max_train_steps or seconds >= 60 * args.max_train_minutes
-        record |= {"step": step, "seconds": seconds}
-        if finished or seconds - validated > 60 * args.validation_minutes:
-            record |= validate(inner, held_out, accelerator)
-            bar.write(f"step {step}, {seconds / 60:.1f} min: {record['validation/psnr_db']:.2f} dB")
-            validated = seconds
+    args = training.args
+    trained = sum(parameter.numel() for parameter in training.parameters)
+    print(f"{trained / 1e6:.2f}M parameters in {training.accelerator.mixed_precision}")
+    forget_after(out / "log.jsonl", training.step)
+    views = PictureViews(Path(args.train_data_dir), args.seed + training.step)
+    held_out = held_out_pictures(args).to(training.accelerator.device)
+    minutes = 60 * args.max_train_minutes
+    bar = tqdm(total=minutes, initial=training.seconds, unit="s", bar_format="{l_bar}{bar}| {postfix}")
+    saved = validated = training.seconds
+    bar.write(f"start: {validate(training, held_out)}")
+    training.objective.train()
+    while training.done() < 1:
+        record = training.train_step(views)
+        if training.done() >= 1 or training.seconds - validated > 60 * args.validation_minutes:
+            record |= validate(training, held_out)
+            bar.write(f"step {training.step}, {training.seconds / 60:.1f} min: {record['validation/psnr_db']:.2f} dB")
+            validated = training.seconds
         append_record(out / "log.jsonl", record)
-        bar.update(seconds - bar.n)
-        bar.set_postfix(step=step, loss=f"{record['loss']:.3f}", psnr=f"{record['psnr_db']:.2f}")
-        if finished or seconds - saved > 60 * args.checkpointing_minutes:
-            save_state(out, inner, optimizer, step, seconds)
-            saved = seconds
+        bar.update(training.seconds - bar.n)
+        bar.set_postfix(step=training.step, loss=f"{record['loss']:.3f}", psnr=f"{record['psnr_db']:.2f}")
+        if training.done() >= 1 or training.seconds - saved > 60 * args.checkpointing_minutes:
+            training.save(out / STATE)
+            saved = training.seconds
     bar.close()
-
-
-def train_step(args, accelerator, objective, features, optimizer, views: PictureViews, step: int, done: float) -> dict:
-    """One step of the optimizer; returns what is logged of it."""
-    inner = accelerator.unwrap_model(objective)
-    inner.normalization.train(done < 1 - args.frozen_statistics_share)
-    inner.features = features if step % args.perceptual_steps == 0 else None
-    is_large = views.rng.random() < args.large_share
-    side, size = (
-        (args.large_resolution, max(1, args.train_batch_size // 4))
-        if is_large
-        else (args.resolution, args.train_batch_size)
-    )
-    pixels = views.batch(size, side).to(accelerator.device)
-    with accelerator.autocast():
-        losses = objective(pixels)
-    accelerator.backward(losses["loss"])
-    norm = accelerator.clip_grad_norm_(inner.vae.parameters(), args.max_grad_norm)
-    rate = LearningRate(args.learning_rate, args.warmup_steps, final_share=0.01)
-    for group in optimizer.param_groups:
-        group["lr"] = rate.at(step, done)
-    optimizer.step()
-    optimizer.zero_grad()
-    record = {name: value.item() for name, value in losses.items()}
-    return record | {
-        "psnr_db": -10 * math.log10(record["squared"] / 4),
-        "grad_norm": float(norm),
-        "side": side,
-        "lr": optimizer.param_groups[0]["lr"],
-    }
 
 
 if __name__ == "__main__":

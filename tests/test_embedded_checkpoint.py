@@ -11,8 +11,11 @@ from hf_unified_diffusion import (
     UnifiedDiffusionModel,
     UnifiedDiffusionTextPipeline,
 )
+from hf_unified_diffusion.codecs.image_codec import ImageCodec
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
+from hf_unified_diffusion.pipelines.checkpoints import load_image_parts
 from hf_unified_diffusion.quantization import num_weights
+from hf_unified_diffusion.training.codec_objective import psnr_db
 
 MEGABYTE = 1_000_000
 
@@ -101,3 +104,17 @@ def test_the_code_pipeline_continues_a_function():
     code.set_progress_bar_config(disable=True)
     prompt = 'def add(a, b):\n    """Return the sum of a and b."""\n'
     assert code(prompt, max_new_tokens=16, num_inference_steps=4, seed=0).completions[0].strip()
+
+
+@torch.no_grad()
+def test_its_image_codec_gives_tokens_that_the_network_takes_and_pictures_back():
+    _, vae = load_image_parts(EMBEDDED_CHECKPOINT)
+    codec = ImageCodec(vae)
+    assert codec.width == UnifiedDiffusionModel.from_pretrained().config.modalities["image"]["width"]
+    assert sum(file.stat().st_size for file in (EMBEDDED_CHECKPOINT / "vae").iterdir()) < 7 * MEGABYTE
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 256), torch.linspace(-1, 1, 256), indexing="ij")
+    disc = torch.where(x.square() + y.square() < 0.5, torch.tensor(-0.8), torch.tensor(1.0))
+    pixels = torch.stack([disc, x, y])[None]
+    tokens = codec.encode(pixels)
+    assert 0.1 < tokens.std() < 3
+    assert psnr_db(codec.decode(tokens, 256, 256), pixels) > 26

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from image_metrics import density_and_coverage, derangement, kid, kid_with_interval, ranks, recalls
+from image_metrics import density_and_coverage, derangement, kid, kid_with_interval, ranks, recalls, ssim
 from torch import Generator, Tensor
 
 
@@ -83,3 +83,14 @@ def test_a_derangement_moves_everything(count: int, seed: int) -> None:
     order = derangement(count, Generator().manual_seed(seed)).tolist()
     assert sorted(order) == list(range(count))
     assert all(i != moved for i, moved in enumerate(order))
+
+
+def test_structural_similarity_is_1_for_equals_and_falls_with_noise():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 24, 24, generator=generator) * 2 - 1
+    noise = torch.randn(x.shape, generator=generator)
+    torch.testing.assert_close(ssim(x, x), torch.ones(2))
+    little, much = ssim(x, x + 0.1 * noise), ssim(x, x + noise)
+    assert (little < 0.999).all()
+    assert (much < little - 0.2).all()
+    torch.testing.assert_close(ssim(x, -x) < 0, torch.tensor([True, True]))

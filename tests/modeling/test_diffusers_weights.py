@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
 from hf_unified_diffusion import FormatError, load_diffusers_model, read_parquet_weights, save_diffusers_model
+from hf_unified_diffusion.quantization import write_parquet_weights
 from tests.quantization.mapped import lies_in_a_mapping_of
 
 PICTURE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -54,6 +55,38 @@ def test_dtypes_and_metadata_are_kept(tmp_path: Path) -> None:
     assert load_diffusers_model(AutoencoderKL, tmp_path).dtype == torch.bfloat16
     metadata = read_parquet_weights(tmp_path / "model.arrowquant.parquet").metadata
     assert metadata == {"format": "pt", "model_type": "AutoencoderKL", "licence": "mit"}
+
+
+@pytest.mark.parametrize("max_shard_size", ["1GIB", "20KB"])
+def test_codes_come_back_within_half_a_step_in_a_quarter_of_the_bytes(tmp_path: Path, max_shard_size: str) -> None:
+    vae = tiny_vae(16)
+    save_diffusers_model(vae, tmp_path / "dense")
+    save_diffusers_model(vae, tmp_path / "int8", max_shard_size=max_shard_size, int8=True)
+    loaded = load_diffusers_model(AutoencoderKL, tmp_path / "int8")
+    assert loaded.dtype == torch.float32
+    for name, weight in vae.state_dict().items():
+        found = loaded.state_dict()[name]
+        if weight.ndim < 2:
+            assert torch.equal(found, weight)
+            continue
+        # a scale that clips some weights is chosen only where that lowers the row's squared error
+        step = weight.flatten(1).abs().amax(1) / 127
+        error = (found - weight).flatten(1)
+        assert (error.square().mean(1).sqrt() <= 0.5 * step + 1e-12).all(), name
+    stored = next(iter((tmp_path / "int8").glob("*.index.json")), tmp_path / "int8" / "model.arrowquant.parquet")
+    num_bytes = sum(tensor.nbytes for tensor in read_parquet_weights(stored).values())
+    assert num_bytes < 0.5 * sum(tensor.nbytes for tensor in vae.state_dict().values())
+
+
+def test_codes_without_their_scales_are_refused(tmp_path: Path) -> None:
+    vae = tiny_vae()
+    save_diffusers_model(vae, tmp_path, int8=True)
+    file = tmp_path / "model.arrowquant.parquet"
+    weights = read_parquet_weights(file)
+    kept = {name: tensor for name, tensor in weights.items() if name != "quant_conv.weight_scale"}
+    write_parquet_weights(file, kept, roles={name: weights.roles[name] for name in kept})
+    with pytest.raises(ValueError, match="need one scale a row, got None"):
+        load_diffusers_model(AutoencoderKL, tmp_path)
 
 
 def test_other_weights_broken_ones_and_none_are_refused(tmp_path: Path) -> None:

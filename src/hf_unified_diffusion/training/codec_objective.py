@@ -1,17 +1,18 @@
-"""What an image codec is trained for: pixels, edges, features; latents of unit variance that bear noise."""
+"""What an image codec is trained for: pixels, edges, features; its decoder bears noise in the latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEATURE_BLOCKS = (0, 2, 4)  # of EfficientNet-lite0: strides 2, 4 and 8
-CHANNELS = (32, 32, 64, 128, 256, 256)  # by resolution, the finest first: a token for 32 x 32 pixels
-ENCODER_LAYERS, DECODER_LAYERS = (0, 1, 1, 1, 1, 1), (0, 2, 2, 2, 1, 1)
+CHANNELS = (24, 24, 48, 96, 192, 192)  # by resolution, the finest first: a token for 32 x 32 pixels
+ENCODER_LAYERS, DECODER_LAYERS = (0, 1, 1, 1, 1, 0), (0, 2, 2, 2, 1, 1)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -23,7 +24,7 @@ def convolutional_autoencoder(
 ) -> AutoencoderDC:
     """The shape of our codec: convolutions alone, so that a picture of any size is decoded alike, without seams.
 
-    Usage: `convolutional_autoencoder(64)  # about 10M parameters`
+    Usage: `convolutional_autoencoder(64)  # about 6M parameters`
     """
     no_attention = ((),) * len(channels)
     return AutoencoderDC(
@@ -34,6 +35,9 @@ def convolutional_autoencoder(
         decoder_layers_per_block=tuple(decoder_layers),
         encoder_qkv_multiscales=no_attention,
         decoder_qkv_multiscales=no_attention,
+        downsample_block_type="conv",
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
     )
 
 
@@ -44,8 +48,7 @@ class CodecLossConfig:
     squared_weight: float = 2.0
     edge_weight: float = 0.5
     perceptual_weight: float = 0.1
-    latent_noise: float = 0.2
-    latent_momentum: float = 0.02
+    latent_noise: float = 0.05
 
 
 def edge_loss(x: Float[Tensor, "batch 3 height width"], y: Float[Tensor, "batch 3 height width"]) -> Tensor:
@@ -91,24 +94,24 @@ class EarlyFeatures(nn.Module):
 
 
 class CodecObjective(nn.Module):
-    """An autoencoder with normalized latents, and its loss on a batch of pictures.
+    """An autoencoder whose encoder stays as it is, and the decoder's loss on a batch of pictures.
 
-    The latents are normalized as by a batch norm without parameters, and noise of a random strength is added to them
-    before they are decoded, so that small errors of a generated latent stay small errors of the picture.
+    Noise of a random strength is added to the latents before they are decoded, so that small errors of a generated
+    latent stay small errors of the picture. The latents must have about unit variance (`initialize_linear`).
     Use: `losses = CodecObjective(vae, CodecLossConfig())(pixels)`; `losses["loss"].backward()`.
     """
 
     def __init__(self, vae: AutoencoderDC, config: CodecLossConfig, features: nn.Module | None = None):
         super().__init__()
         self.vae, self.config, self.features = vae, config, features
-        width = vae.config.latent_channels
-        self.normalization = nn.BatchNorm2d(width, eps=1e-6, momentum=config.latent_momentum, affine=False)
+        vae.encoder.requires_grad_(False)
 
     def reconstruct(self, pixels: Float[Tensor, "batch 3 height width"], noise: float) -> Tensor:
-        """Encode, normalize, disturb, decode."""
-        latents = self.normalization(self.vae.encoder(pixels).float())
+        """Encode, disturb, decode."""
+        with torch.no_grad():
+            latents = self.vae.encoder(pixels)
         if noise > 0:
-            strength = noise * torch.rand(len(pixels), 1, 1, 1)
+            strength = noise * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
             latents = latents + strength * torch.randn_like(latents)
         return self.vae.decoder(latents)
 
@@ -131,24 +134,11 @@ class CodecObjective(nn.Module):
         return {"loss": loss, **losses}
 
 
-@torch.no_grad()
-def fold_normalization(vae: AutoencoderDC, mean: Float[Tensor, "width"], std: Float[Tensor, "width"]) -> AutoencoderDC:
-    """The same autoencoder whose encoder gives (latents - mean) / std, exactly.
-
-    Its output convolution takes it in; an average over groups of channels beside it (`encoder_out_shortcut`) becomes
-    the centre of that convolution. The decoder is unchanged: it was trained on normalized latents.
-    """
-    config = {**vae.config, "encoder_out_shortcut": False, "scaling_factor": 1.0}
-    folded = AutoencoderDC.from_config(config)
-    folded.load_state_dict(vae.state_dict())
-    out = folded.encoder.conv_out
-    if vae.config.encoder_out_shortcut:
-        group = vae.encoder.out_shortcut_average_group_size
-        centre = torch.eye(out.out_channels).repeat_interleave(group, dim=1) / group
-        out.weight[:, :, 1, 1] += centre.to(out.weight)
-    out.weight /= std.to(out.weight)[:, None, None, None]
-    out.bias.copy_((out.bias - mean) / std)
-    return folded.eval()
+def decoder_parameters(vae: AutoencoderDC) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those of its residual branches, and those of the path that is linear at the start."""
+    branches = [p for m in vae.decoder.modules() if isinstance(m, ResBlock) for p in m.parameters()]
+    taken = {id(parameter) for parameter in branches}
+    return branches, [p for p in vae.decoder.parameters() if id(p) not in taken]
 
 
 def psnr_db(

@@ -27,11 +27,12 @@ class PictureViews:
     """Endless views of the pictures in a folder of shards; its files are listed anew at every pass.
 
     Use: `batch = PictureViews(Path("data/image_pictures/train"), seed=0).batch(16, 128)`.
+    With `recolour=False` their colours stay what they are.
     Raises ValueError when the folder holds no Parquet file.
     """
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, recolour: bool = True):
+        self.folder, self.seed, self.recolour = folder, seed, recolour
         self.rng = np.random.default_rng(seed)
         self._rows = self._passes()
 
@@ -65,6 +66,8 @@ class PictureViews:
             view = view[:, top : top + side, left : left + side]
         if draws[1] < 0.5:
             view = view.flip(2)
+        if not self.recolour:
+            return view
         if draws[2] < 0.3:
             view = view[torch.from_numpy(self.rng.permutation(3))]
         return -view if draws[3] < 0.1 else view
