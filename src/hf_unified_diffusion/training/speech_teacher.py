@@ -121,7 +121,8 @@ class KokoroTeacher:
         model = onnx.load_from_string(parts)
         float_graph(model.graph)
         model.graph.output.append(helper.make_tensor_value_info(DURATIONS, onnx.TensorProto.FLOAT, None))
-        self.compiled = openvino.Core().compile_model(model.SerializeToString(), b"", "CPU", CONFIG)
+        core = openvino.Core()
+        self.compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", CONFIG)
 
     def say(self, symbols: Sequence[str], voice: Float[np.ndarray, "lengths 256"], speed: float = 1.0) -> Utterance:
         """Speak phonemes.
