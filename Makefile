@@ -2,6 +2,7 @@
 # demo   text, an infill and a function written from a docstring, by the embedded checkpoint
 # test   the test suite                  check  format, lint, types, import layers
 # fuzz   broken weight files by the hundred thousand (minutes)
+# data-speech  let a teacher speak sentences of the corpus (an hour or two)
 # data   fetch and build the corpus      train  train the score network on it      bench  every number of the README
 #
 # PYTHON is the interpreter to start from; one that has torch lends it, else TORCH is installed first.
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 # glibc gives freed tensors back to the system and faults them in again: another allocator trains up to twice as fast on a CPU.
 ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libtcmalloc\.so|libjemalloc\.so/ {print $$NF; exit}')
 
-.PHONY: setup demo test fuzz check format data train bench
+.PHONY: setup demo test fuzz check format data data-speech train bench
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
@@ -49,6 +50,10 @@ format: $(STAMP)
 
 data: $(STAMP)
 	$(BIN)/python examples/prepare_data.py
+
+data-speech: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[speech-data]'
+	OMP_NUM_THREADS=1 $(BIN)/python examples/prepare_speech.py
 
 train: $(STAMP)
 	$(if $(ALLOCATOR),LD_PRELOAD=$(ALLOCATOR)) $(BIN)/python examples/train_unified.py $(TRAIN_ARGS)

@@ -10,8 +10,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from . import quantization
 from .modeling.configuration_controlnet import UnifiedControlNetConfig
 from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig
+from .modeling.configuration_vocoder import UnifiedVocoderConfig
 from .modeling.controlnet import UnifiedControlNetModel
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .modeling.vocoder import UnifiedVocoderModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
@@ -20,7 +22,7 @@ from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
 from .schedulers import MaskedDiffusionScheduler
 
 TASK = "unified-diffusion"
-COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, MaskedDiffusionScheduler)
+COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, UnifiedVocoderModel, MaskedDiffusionScheduler)
 PIPELINES = (UnifiedDiffusionTextPipeline, UnifiedDiffusionCodePipeline, UnifiedDiffusionImagePipeline)
 
 
@@ -41,6 +43,8 @@ def register_with_transformers() -> None:
     AutoModel.register(UnifiedDiffusionConfig, UnifiedDiffusionModel)
     AutoConfig.register(UnifiedControlNetConfig.model_type, UnifiedControlNetConfig)
     AutoModel.register(UnifiedControlNetConfig, UnifiedControlNetModel)
+    AutoConfig.register(UnifiedVocoderConfig.model_type, UnifiedVocoderConfig)
+    AutoModel.register(UnifiedVocoderConfig, UnifiedVocoderModel)
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
         pipeline_class=UnifiedDiffusionTaskPipeline,

@@ -15,7 +15,12 @@ QUIET_DB = -35.0  # to the loudest frame: not voiced below
 
 
 def track_pitch(
-    waveform: Float[Tensor, "batch samples"], n_fft: int, hop: int, sampling_rate_hz: int, lowest_hz: float, highest_hz: float
+    waveform: Float[Tensor, "batch samples"],
+    n_fft: int,
+    hop: int,
+    sampling_rate_hz: int,
+    lowest_hz: float,
+    highest_hz: float,
 ) -> tuple[Float[Tensor, "batch frames"], Bool[Tensor, "batch frames"]]:
     """Pitch in Hz and whether there is voice, a frame for each whole hop.
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -17,7 +18,11 @@ from ..codecs.loudness import levelled, spoken_span
 from ..codecs.mel import SAMPLING_RATE_HZ
 from ..codecs.phonemes import pronounce
 from .data_sources import SPEECH_SOURCES_FILE, load_packages
+from .speech_clips import read_flac, read_rows
 from .speech_plan import HELD_OUT_VOICES, SPLITS, Line, plan_lines
+
+if TYPE_CHECKING:  # it needs packages that only building the corpus does
+    from .speech_teacher import KokoroTeacher
 
 SHARD_ROWS = 16  # about a minute of speech
 FEATURES = Features(
@@ -62,7 +67,13 @@ def flac(waveform: torch.Tensor) -> bytes:
 
 
 def speech_row(
-    waveform: np.ndarray, ends_s: Iterable[float], text: str, phonemes: Iterable[str], voice: str, source: str, licence: str
+    waveform: np.ndarray,
+    ends_s: Iterable[float],
+    text: str,
+    phonemes: Iterable[str],
+    voice: str,
+    source: str,
+    licence: str,
 ) -> SpeechRow:
     """A row of 24 kHz samples: trimmed to what is spoken, levelled, the times moved with it."""
     sound = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
@@ -72,8 +83,8 @@ def speech_row(
     return SpeechRow(flac(levelled(sound[start:end])), text, list(phonemes), ends, voice, source, licence)
 
 
-def spoken_lines(lines: Iterable[Line], teacher) -> Iterator[SpeechRow]:
-    """What the teacher says of the lines; one whose phonemes it does not know, or that are too many, is left out."""
+def spoken_lines(lines: Iterable[Line], teacher: "KokoroTeacher") -> Iterator[SpeechRow]:
+    """What the teacher says of the lines; ValueError where a text has phonemes that it does not know, or too many."""
     for line in lines:
         symbols = pronounce(line.text).symbols
         voices = [teacher.voices[name] for name in line.voices]
@@ -95,11 +106,17 @@ def write_shard(rows: Iterable[SpeechRow], path: Path) -> None:
 def shard_order(counts: dict[str, int]) -> list[tuple[str, int]]:
     """(split, number of the shard), the splits spread evenly, so that what is done at any time is a sample of all."""
     shards = {split: -(-count // SHARD_ROWS) for split, count in counts.items()}
-    places = [((number + 0.5 * (split == "train")) / of_split, split, number) for split, of_split in shards.items() for number in range(of_split)]
+    places = [
+        ((number + 0.5 * (split == "train")) / of_split, split, number)  # held-out ones first
+        for split, of_split in shards.items()
+        for number in range(of_split)
+    ]
     return [(split, number) for _, split, number in sorted(places)]
 
 
-def speak_corpus(folder: Path, texts: Path, teacher, counts: dict[str, int], mixes: list[tuple[str, str, float]]) -> None:
+def speak_corpus(
+    folder: Path, texts: Path, teacher: "KokoroTeacher", counts: dict[str, int], mixes: list[tuple[str, str, float]]
+) -> None:
     """Write the shards `folder/{split}/kokoro-{number}.parquet` that are not there yet.
 
     Stop it whenever you like; it goes on with the shard that was not finished.
@@ -131,3 +148,54 @@ def counted(rows: Iterable[SpeechRow], bar: tqdm) -> Iterator[SpeechRow]:
     for row in rows:
         bar.update()
         yield row
+
+
+def measure_speech(folder: Path) -> list[dict]:
+    """How much speech the shards hold, by split, source and licence: rows, minutes, voices.
+
+    Usage: `measure_speech(Path("data/speech"))`
+    """
+    found: dict[tuple[str, str, str], list[tuple[float, str]]] = defaultdict(list)
+    for split in SPLITS:
+        for path in sorted((folder / split).glob("*.parquet")):
+            for row in read_rows(path):
+                seconds = len(read_flac(row["audio"])) / SAMPLING_RATE_HZ
+                found[split, row["source"], row["licence"]].append((seconds, row["voice"]))
+    return [
+        {
+            "split": split,
+            "source": source,
+            "licence": licence,
+            "rows": len(rows),
+            "minutes": round(sum(seconds for seconds, _ in rows) / 60, 2),
+            "voices": sorted({voice for _, voice in rows}),
+        }
+        for (split, source, licence), rows in found.items()
+    ]
+
+
+def write_speech_report(found: list[dict], folder: Path) -> Path:
+    """Write speech_data_report.json and .md into the folder; return the path of the latter."""
+    packages = [package for package in load_packages(SPEECH_SOURCES_FILE)]
+    lines = [
+        "# Speech",
+        "",
+        "Written by `make data-speech` (`examples/prepare_speech.py`): 24 kHz, mono, 16 bit FLAC, speech at -25 dB to full "
+        "scale, silence around it cut to 50 ms. Held-out voices of the teacher: "
+        f"{', '.join(HELD_OUT_VOICES)}; they are in test alone, as are joe and asterisk.",
+        "",
+        "| split | source | licence | rows | minutes | voices |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row['split']} | {row['source']} | {row['licence']} | {row['rows']} | {row['minutes']} "
+            f"| {len(row['voices'])} |"
+            for row in found
+        ),
+        "",
+        "Packages: " + ", ".join(f"{p.name} {p.version} ({p.licence}, {p.kind})" for p in packages) + ".",
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "speech_data_report.json").write_text(json.dumps(found, indent=1) + "\n")
+    path = folder / "speech_data_report.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
