@@ -21,8 +21,8 @@ class UnifiedVocoderConfig(PreTrainedConfig):
     r"""Shape of a `UnifiedVocoderModel`.
 
     Args:
-        sampling_rate_hz, n_fft, hop, num_bands: of the log-mels: Hann windows of `n_fft` samples every `hop`, bands from
-            0 to half the sampling rate on Slaney's scale.
+        sampling_rate_hz, n_fft, hop, num_bands: of the log-mels: Hann windows of `n_fft` samples every `hop`, bands
+            from 0 to half the sampling rate on Slaney's scale.
         mel_mean, mel_std: what the log-mels were normalized with, in nats.
         hidden_size, intermediate_size, num_hidden_layers, kernel_size: of the ConvNeXt trunk; the kernel is odd.
         pitch_hidden_size, pitch_layers: of the ConvNeXt that finds the pitch.

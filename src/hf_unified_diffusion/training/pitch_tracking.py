@@ -1,4 +1,4 @@
-"""Pitch by autocorrelation (Boersma 1993), and the phase of the fundamental: what a vocoder's source is trained with."""
+"""Pitch by autocorrelation (Boersma 1993), and sources in step with a sound, to train a vocoder with."""
 
 import math
 

@@ -44,7 +44,7 @@ class SpeechClips:
         self.folder, self.clip_samples = folder, clip_samples
         self.rng = np.random.default_rng(seed)
         self.read: set[Path] = set()
-        self.sounds: list[Float[Tensor, "samples"]] = []
+        self.sounds: list[Tensor] = []
         self.refresh()
         if not self.sounds:
             raise FileNotFoundError(f"there must be shards of speech (make data-speech), got none in {folder}")

@@ -176,12 +176,12 @@ def measure_speech(folder: Path) -> list[dict]:
 
 def write_speech_report(found: list[dict], folder: Path) -> Path:
     """Write speech_data_report.json and .md into the folder; return the path of the latter."""
-    packages = [package for package in load_packages(SPEECH_SOURCES_FILE)]
+    packages = load_packages(SPEECH_SOURCES_FILE)
     lines = [
         "# Speech",
         "",
-        "Written by `make data-speech` (`examples/prepare_speech.py`): 24 kHz, mono, 16 bit FLAC, speech at -25 dB to full "
-        "scale, silence around it cut to 50 ms. Held-out voices of the teacher: "
+        "Written by `make data-speech` (`examples/prepare_speech.py`): 24 kHz, mono, 16 bit FLAC, speech at -25 dB to "
+        "full scale, silence around it cut to 50 ms. Held-out voices of the teacher: "
         f"{', '.join(HELD_OUT_VOICES)}; they are in test alone, as are joe and asterisk.",
         "",
         "| split | source | licence | rows | minutes | voices |",

