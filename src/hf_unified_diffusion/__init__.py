@@ -4,12 +4,14 @@ Importing the package registers it with both. Public names are loaded when they 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
+from .registration_networks import register_networks
 
 if TYPE_CHECKING:
     from .codecs.audio_codec import AudioCodec as AudioCodec
+    from .codecs.avatar_track import AvatarTrack as AvatarTrack
     from .codecs.sounds import read_sound as read_sound
     from .conditioning.composition import composed as composed
     from .conditioning.control import controlled as controlled
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from .modeling.vocoder import UnifiedVocoderModel as UnifiedVocoderModel
     from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline as UnifiedDiffusionCodePipeline
     from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline as UnifiedDiffusionImagePipeline
+    from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline as UnifiedDiffusionJointPipeline
+    from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline as UnifiedDiffusionSpeechPipeline
     from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline as UnifiedDiffusionTextPipeline
     from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline as UnifiedDiffusionTaskPipeline
     from .processes import NoiseScheduler as NoiseScheduler
@@ -62,6 +66,7 @@ _MODULES = {
     "ArrowQuantConfig": "quantization",
     "ArrowStorage": "memory",
     "AudioCodec": "codecs.audio_codec",
+    "AvatarTrack": "codecs.avatar_track",
     "CausalLikelihood": "conditioning.energies_text",
     "Condition": "contracts",
     "Control": "modeling.control_pass",
@@ -86,8 +91,10 @@ _MODULES = {
     "UnifiedDiffusionCodePipeline": "pipelines.pipeline_code",
     "UnifiedDiffusionConfig": "modeling.configuration_unified_diffusion",
     "UnifiedDiffusionImagePipeline": "pipelines.pipeline_image",
+    "UnifiedDiffusionJointPipeline": "pipelines.pipeline_joint",
     "UnifiedDiffusionModel": "modeling.modeling_unified_diffusion",
     "UnifiedDiffusionOutput": "modeling.pretrained",
+    "UnifiedDiffusionSpeechPipeline": "pipelines.pipeline_speech",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
     "UnifiedVocoderConfig": "modeling.configuration_vocoder",
@@ -117,4 +124,10 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-register()
+register_networks()
+if (
+    find_spec("diffusers") is not None
+):  # a machine that only trains from a pack has none, and registers the networks alone
+    from .registration import register
+
+    register()

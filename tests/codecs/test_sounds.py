@@ -1,140 +1,121 @@
-"""One door for sounds: every way in gives the same samples; what is no speech is refused with its rule."""
-
-import io
-import wave
+"""Sounds of every kind come out as 24 kHz mono at one level, or are refused."""
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from hf_unified_diffusion.codecs.loudness import LEVEL_DB, level_db, levelled, spoken_span
-from hf_unified_diffusion.codecs.mel import log_mel
+from hf_unified_diffusion.codecs.durations import NAMES, SECONDS, Durations, aligned, count
+from hf_unified_diffusion.codecs.loudness import LEVEL_DB, level_db
+from hf_unified_diffusion.codecs.phonemes import pronounce
 from hf_unified_diffusion.codecs.sounds import read_sound
-from tests.codecs.sounds import vowel
-
-SOUND = vowel(seconds=0.5)[0]
+from hf_unified_diffusion.codecs.speech_checks import check_speech, highest_overlap, longest_pause_s
 
 
-def encoded(samples: np.ndarray, rate: int, form: str = "WAV", subtype: str | None = None) -> bytes:
-    stream = io.BytesIO()
-    soundfile.write(stream, samples, rate, format=form, subtype=subtype)
-    return stream.getvalue()
+def tone(seconds=1.0, rate=24_000, hz=440.0, level=0.3):
+    return (level * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
-def test_every_way_in_gives_the_same_sound(tmp_path):
-    wanted = read_sound("sound", SOUND, 24_000)
-    assert wanted.dtype == torch.float32 and wanted.shape == SOUND.shape
-    integers = (SOUND * 32767).round().to(torch.int16)
-    content = encoded(integers.numpy(), 24_000)
-    (tmp_path / "sound.wav").write_bytes(content)
-    ways = [
-        (SOUND.numpy(), 24_000),
-        (SOUND.double(), 24_000),
-        (torch.stack([SOUND, SOUND]), 24_000),
-        (integers, 24_000),
-        ((SOUND.numpy() * 127 + 128).round().astype(np.uint8), 24_000),
-        (content, None),
-        (encoded(SOUND.numpy(), 24_000, "FLAC"), None),
-        (tmp_path / "sound.wav", None),
-        (str(tmp_path / "sound.wav"), None),
-    ]
-    for given_sound, rate in ways:
-        torch.testing.assert_close(read_sound("sound", given_sound, rate), wanted, rtol=0, atol=0.02)
+def test_file_and_samples_give_the_same(tmp_path):
+    path, stereo = tmp_path / "tone.wav", np.stack([tone(), 0.5 * tone()], axis=1)
+    soundfile.write(path, stereo, 24_000, subtype="FLOAT")
+    found = read_sound("it", path)
+    torch.testing.assert_close(found, read_sound("it", stereo))
+    torch.testing.assert_close(found, read_sound("it", stereo.T))
+    torch.testing.assert_close(found, read_sound("it", torch.from_numpy(tone() * 0.75)))
+    assert abs(level_db(found) - LEVEL_DB) < 0.1
 
 
-@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
-def test_other_rates_are_resampled(rate):
-    t = np.arange(rate) / rate
-    sine = 0.3 * np.sin(2 * np.pi * 1000 * t).astype(np.float32)
-    sound = read_sound("sound", sine, rate)
-    assert abs(len(sound) - 24_000) <= 1
-    assert torch.fft.rfft(sound[:24_000]).abs().argmax() == 1000
-    torch.testing.assert_close(
-        sound[5000:19000].abs().max(), torch.tensor(2**0.5 * 10 ** (LEVEL_DB / 20)), rtol=0.01, atol=0
-    )
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_any_rate_comes_to_24_khz(rate):
+    found = read_sound("it", tone(rate=rate), rate)
+    assert abs(len(found) - 24_000) <= 2 * 480
+    spectrum = torch.fft.rfft(found).abs()
+    assert abs(float(spectrum.argmax()) * 24_000 / len(found) - 440) < 2
 
 
-def test_channels_are_averaged():
-    left, right = SOUND, vowel(seconds=0.5, pitch_hz=200)[0]
-    mixed = read_sound("sound", torch.stack([left, right]), 24_000)
-    torch.testing.assert_close(mixed, read_sound("sound", (left + right) / 2, 24_000))
+def test_integers_are_read_on_their_scale():
+    whole = (tone() * 32768).astype(np.int16)
+    torch.testing.assert_close(read_sound("it", whole), read_sound("it", tone()), atol=2e-4, rtol=0)
 
 
-@given(gain_db=st.floats(-20, 10))
-@settings(max_examples=10, deadline=None)
-def test_loudness_of_what_comes_does_not_matter(gain_db):
-    louder = read_sound("sound", SOUND * 10 ** (gain_db / 20), 24_000)
-    torch.testing.assert_close(louder, read_sound("sound", SOUND, 24_000), rtol=1e-3, atol=1e-5)
-    assert abs(level_db(louder) - LEVEL_DB) < 0.01
-
-
-def test_level_is_of_what_is_spoken():
-    with_pause = torch.cat([SOUND, torch.zeros(48_000)])
-    assert abs(level_db(with_pause) - level_db(SOUND)) < 0.2
-    torch.testing.assert_close(levelled(torch.zeros(4800)), torch.zeros(4800))
-    spike = torch.zeros(24_000)
-    spike[100] = 0.5
-    assert levelled(spike).abs().max() <= 0.951
-
-
-def test_silence_around_is_found():
-    silence = torch.zeros(12_000)
-    start, end = spoken_span(torch.cat([silence, SOUND, silence]))
-    assert 10_000 <= start <= 12_000 and 24_000 - 2400 <= end <= 12_000 + len(SOUND) + 1680
-    assert spoken_span(torch.zeros(5000)) == (0, 5000)
-
-
-def test_light_clipping_is_taken():
-    clipped = (SOUND / SOUND.abs().max() * 1.3).clamp(-1, 1)
-    assert log_mel(read_sound("sound", clipped, 24_000)[None]).isfinite().all()
-
-
-def endless_header() -> bytes:
-    """A WAV of 10 samples that claims to be hours long."""
-    stream = io.BytesIO()
-    with wave.open(stream, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(24_000)
-        file.writeframes(b"\0" * 20)
-    content = bytearray(stream.getvalue())
-    content[40:44] = (2**31).to_bytes(4, "little")
-    return bytes(content)
-
-
-NAN = SOUND.clone()
-NAN[7] = torch.nan
+def test_silence_around_is_cut_and_clipping_is_told():
+    quiet = np.zeros(24_000, np.float32)
+    assert abs(len(read_sound("it", np.concatenate([quiet, tone(), quiet]))) / 24_000 - 1.1) < 0.05
+    with pytest.warns(UserWarning, match="clipped"):
+        read_sound("it", np.clip(5 * tone(level=0.9), -1, 1))
 
 
 @pytest.mark.parametrize(
-    ("given_sound", "rate", "rule"),
+    ("sound", "rate", "rule"),
     [
-        (torch.zeros(24_000), 24_000, "silence"),
-        (1e-5 * SOUND, 24_000, "silence"),
-        (torch.zeros(0), 24_000, "must last"),
-        (SOUND[:100], 24_000, "must last"),
-        (torch.zeros(3600 * 8_000), 8_000, "must last"),
-        (encoded(np.zeros(61 * 8_000, np.int16), 8_000), None, "must last"),
-        (endless_header(), None, "must last"),
-        (encoded(np.zeros(0, np.int16), 24_000), None, "must last"),
-        (NAN, 24_000, "finite"),
-        (SOUND * 1000, 24_000, r"\[-1, 1\]"),
-        (torch.sign(SOUND), 24_000, "clipped"),
-        (SOUND, 4_000, "sampling rate"),
-        (SOUND, None, "sampling rate"),
-        (SOUND, 24_000.0, "sampling rate"),
-        (torch.zeros(24_000, 2), 24_000, "channels"),
-        (torch.zeros(1, 1, 100), 24_000, "shape"),
-        (torch.zeros(9, dtype=torch.bool), 24_000, "floats or integers"),
-        ([0.1] * 24_000, 24_000, "floats or integers"),
-        (b"no sound", None, "can be read"),
-        ("nowhere.wav", None, "which is none"),
-        (b"RIFF", 24_000, "know their sampling rate"),
+        (np.zeros(24_000, np.float32), None, "silent"),
+        (np.zeros(0, np.float32), None, "at least one sample"),
+        (np.array([np.nan] * 100, np.float32), None, "finite"),
+        (2 * tone(level=0.9), None, r"in \[-1, 1\]"),
+        (tone(31), None, "at most 30 s"),
+        (tone(), 1000, "8000..192000"),
+        (tone().astype(np.uint8), None, "float, int16 or int32"),
+        (np.zeros((2, 3, 4), np.float32), None, "samples"),
+        (3, None, "got int"),
     ],
 )
-def test_what_is_no_speech_is_refused(given_sound, rate, rule):
+def test_what_is_no_speech_is_refused(sound, rate, rule):
     with pytest.raises(ValueError, match=rule):
-        read_sound("sound", given_sound, rate)
+        read_sound("it", sound, rate)
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    path = tmp_path / "text.wav"
+    path.write_text("no sound")
+    with pytest.raises(ValueError, match="libsndfile"):
+        read_sound("it", path)
+    with pytest.raises(ValueError, match="no file"):
+        read_sound("it", tmp_path / "nowhere.wav")
+    with pytest.raises(ValueError, match="left out"):
+        read_sound("it", path, 24_000)
+
+
+def test_a_fit_finds_the_seconds_that_made_the_lengths():
+    texts = ["A test, of words.", "Hello there!", "The boy saw a huge judge.", "Why now? Go home; rest.", "Thin ash."]
+    texts += [f"{a} {b}{c}" for a in ("Big", "Small", "Cheap") for b in ("dogs run", "fish swim") for c in ".,!"]
+    symbols = [pronounce(text).symbols for text in texts]
+    true = Durations({name: 0.01 * (k + 1) for k, name in enumerate(NAMES)})
+    fitted = Durations.fit(symbols, [true.of(each) for each in symbols])
+    for each in symbols:
+        assert fitted.of(each) == pytest.approx(true.of(each), abs=1e-6)
+    shrinking = Durations.fit(symbols, [10 - true.of(each) for each in symbols])
+    assert min(shrinking.seconds.values()) >= 0
+
+
+def test_durations_scale_with_rate_and_ends_rise_to_the_length():
+    spoken, durations = pronounce("Hello, my world."), Durations()
+    assert durations.of(spoken.symbols, rate=2.0) == pytest.approx(durations.of(spoken.symbols) / 2)
+    assert durations.rate(spoken.symbols, durations.of(spoken.symbols) / 3) == pytest.approx(3)
+    ends = durations.ends(spoken.symbols, 2.0)
+    assert len(ends) == len(spoken.symbols) and ends == sorted(ends) and ends[0] > 0 and ends[-1] <= 2.0
+    words = aligned(spoken, ends).words
+    assert [word.label for word in words] == ["Hello", "my", "world"]
+    assert count(spoken.symbols).sum() <= len(spoken.symbols) + 1
+
+
+@pytest.mark.parametrize("wrong", [{}, {**SECONDS, "vowel": -1.0}, {**SECONDS, "vowel": float("nan")}])
+def test_seconds_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="seconds must be"):
+        Durations(wrong)
+    with pytest.raises(ValueError, match="a fit needs"):
+        Durations.fit([["a"]], [1.0])
+
+
+def test_checks_find_pauses_silent_words_and_the_reference_again():
+    spoken = pronounce("one two")
+    sound = torch.from_numpy(np.concatenate([tone(0.5), np.zeros(12_000, np.float32), tone(0.5)]))
+    assert longest_pause_s(sound) == pytest.approx(0.5, abs=0.04)
+    alignment = aligned(spoken, Durations().ends(spoken.symbols, len(sound) / 24_000))
+    assert check_speech(sound, alignment).silent_words == 0
+    half = torch.cat([sound[:12_000], torch.zeros(24_000)])
+    assert check_speech(half, alignment).silent_words == 1
+    tokens = torch.randn(40, 400, generator=torch.Generator().manual_seed(0))
+    assert highest_overlap(tokens[5:25], tokens) == pytest.approx(1.0, abs=1e-5)
+    assert highest_overlap(torch.randn(20, 400, generator=torch.Generator().manual_seed(1)), tokens) < 0.2
+    assert highest_overlap(tokens[:3], tokens) is None

@@ -55,6 +55,20 @@ class Pronunciation:
     def __str__(self) -> str:
         return "".join(self.symbols)
 
+    def part(self, start: int, end: int) -> "Pronunciation":
+        """What is said from one symbol to before another, without spaces around it; no word may be cut.
+
+        Usage: `spoken.part(0, spoken.words[2].end)`
+        """
+        while start < end and self.symbols[start] == " ":
+            start += 1
+        while start < end and self.symbols[end - 1] == " ":
+            end -= 1
+        words = [w for w in self.words if start <= w.start and w.end <= end]
+        return Pronunciation(
+            self.symbols[start:end], tuple(Word(w.text, w.start - start, w.end - start) for w in words)
+        )
+
 
 def pronounce(text: str) -> Pronunciation:
     """The phonemes of a text.

@@ -1,8 +1,8 @@
-"""Sounds as they come, from a file, bytes, an array or a tensor, to 24 kHz mono at one level."""
+"""Sounds as they are given, a file or samples of any rate and number of channels, as 24 kHz mono at one level."""
 
-import io
+import warnings
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import soundfile
@@ -11,131 +11,103 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .loudness import level_db, levelled
+from .loudness import levelled, spoken_span
 from .mel import SAMPLING_RATE_HZ
 
-Sound: TypeAlias = str | Path | bytes | np.ndarray | Tensor
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 8_000, 192_000
+LONGEST_S = 30.0
+MOST_CHANNELS = 8
+SILENCE = 1e-4  # peaks below are silence: -80 dB
+CLIPPED_SHARE = 0.005  # of the samples at full scale, from which on a sound counts as clipped
 
-SHORTEST_S, LONGEST_S = 0.1, 60.0
-RATES_HZ = (8_000, 192_000)
-MAX_CHANNELS = 8
-QUIETEST_DB = -60.0  # of what is active: below it is silence, or the noise of a microphone
-MAX_CLIPPED = 0.05  # of the samples
-RAIL = 0.999  # of the largest value: where clipped samples are
-LARGEST = 4.0  # floats that pass full scale by so much are no samples in [-1, 1]
+Sound: TypeAlias = str | Path | np.ndarray | Tensor
 
 
-def read_sound(
-    name: str, given: Sound, sampling_rate_hz: int | None = None, longest_s: float = LONGEST_S
-) -> Float[Tensor, "samples"]:
-    """A sound as float32 samples at 24 kHz, mono, speech at -25 dB to full scale.
+def read_sound(name: str, sound: Sound, sampling_rate_hz: int | None = None) -> Float[Tensor, "samples"]:
+    """A sound as the corpus has its clips: 24 kHz, mono, silence around it cut to 50 ms, speech at -25 dB.
 
-    Channels are averaged; another rate is resampled (soxr, high quality). What is in it stays: pauses, noise, and
-    clipping of less than 5% of the samples.
+    Channels are averaged. A sound of under 24 kHz stays as dull as it is. A clipped one is taken, with a warning.
 
     Args:
-        name: of the argument, for errors.
-        given: a path or bytes of WAV, FLAC, OGG, MP3 or whatever libsndfile reads; or samples (samples,) or
-            (channels, samples), floats in [-1, 1] or integers over their whole range.
-        sampling_rate_hz: of an array or tensor, which needs it; files know theirs.
-        longest_s: more is refused before it is read.
+        name: of the argument, for messages.
+        sound: a file that libsndfile reads (WAV, FLAC, Ogg, MP3), or samples, (n,) or with channels (c, n) or (n, c):
+            floating point in [-1, 1], or int16 or int32.
+        sampling_rate_hz: of samples, 8,000 to 192,000; None: 24,000. A file knows its own.
 
     Raises:
-        ValueError: for what cannot be read, has no or too many channels, is shorter than 0.1 s or longer than
-            `longest_s`, below 8 or above 192 kHz, not finite, silent (under -60 dB), or clipped in 5% of its samples.
+        ValueError: for no sound, one that is empty, silent, over 30 s long, not finite or beyond full scale, a rate out
+            of range or beside a file, or a file that cannot be read.
 
-    Usage: `waveform = read_sound("reference_audio", "voice.wav")`
+    Usage: `read_sound("reference_audio", "voice.wav")`
     """
-    if isinstance(given, str | Path | bytes):
+    if isinstance(sound, str | Path):
         if sampling_rate_hz is not None:
-            raise ValueError(f"files of {name} know their sampling rate, got sampling_rate_hz={sampling_rate_hz}")
-        samples, rate = from_file(name, given, longest_s)
+            raise ValueError(f"the sampling rate must be left out with {name} in a file, got {sampling_rate_hz}")
+        samples, rate = read_file(name, sound)
     else:
-        samples, rate = from_samples(name, given), sampling_rate_hz
-        check_rate(name, rate)
-        check_length(name, samples.shape[1] / rate, longest_s)
-    mono = check_content(name, samples).mean(0)
+        rate = SAMPLING_RATE_HZ if sampling_rate_hz is None else sampling_rate_hz
+        samples = as_samples(name, sound, rate)
+    check_samples(name, samples)
+    mono = samples.mean(axis=1)
     if rate != SAMPLING_RATE_HZ:
         mono = soxr.resample(mono, rate, SAMPLING_RATE_HZ)
-    waveform = torch.from_numpy(np.ascontiguousarray(mono, np.float32))
-    level = level_db(waveform)
-    if level < QUIETEST_DB:
-        raise ValueError(f"{name} must be louder than {QUIETEST_DB:g} dB to full scale, got {level:.1f} dB: silence")
-    return levelled(waveform)
+    waveform = torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
+    start, end = spoken_span(waveform)
+    return levelled(waveform[start:end])
 
 
-def from_file(
-    name: str, given: str | Path | bytes, longest_s: float
-) -> tuple[Float[np.ndarray, "channels samples"], int]:
-    """Samples and rate of a sound file; of a longer one than allowed, not more than that is read."""
-    if isinstance(given, bytes):
-        source: Any = io.BytesIO(given)
-        label = f"{len(given)} bytes"
-    else:
-        source, label = Path(given), repr(str(given))
-        if not source.is_file():
-            raise ValueError(f"{name} must be a sound file, got {label}, which is none")
+def read_file(name: str, path: str | Path) -> tuple[np.ndarray, int]:
+    """Samples (n, channels), float32, and their rate; nothing is decoded of a file that is too long."""
+    if not Path(path).is_file():
+        raise ValueError(f"{name} must be a file or samples, got no file {str(path)!r}")
     try:
-        with soundfile.SoundFile(source) as file:
-            rate, channels = file.samplerate, file.channels
-            check_rate(name, rate)
-            check_channels(name, channels)
-            limit = int(longest_s * rate)
-            # a header may claim any length: only what is there and allowed is asked for
-            samples = file.read(limit + 1, dtype="float32", always_2d=True) if file.frames > 0 else np.zeros((0, 1))
+        with soundfile.SoundFile(str(path)) as file:
+            check_length(name, file.samplerate, file.frames)
+            if file.channels > MOST_CHANNELS:
+                raise ValueError(f"{name} must have at most {MOST_CHANNELS} channels, got {file.channels}")
+            return file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name} must be a sound that can be read, got {label}: {error}") from error
-    check_length(name, len(samples) / rate, longest_s)
-    return samples.T, rate
+        raise ValueError(f"{name} must be a sound that libsndfile reads, got {str(path)!r}: {error}") from error
 
 
-def from_samples(name: str, given: Any) -> Float[np.ndarray, "channels samples"]:
-    """Samples of an array or tensor as float32, integers over their range."""
-    if isinstance(given, Tensor):
-        given = given.detach().cpu().numpy() if given.dtype != torch.bfloat16 else given.detach().cpu().float().numpy()
-    if not isinstance(given, np.ndarray) or given.dtype.kind not in "fiu":
-        got = f"dtype {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
-        raise ValueError(f"{name} must be a path, bytes, or an array or tensor of floats or integers, got {got}")
-    if given.ndim not in (1, 2):
-        raise ValueError(f"{name} must have shape (samples,) or (channels, samples), got {given.shape}")
-    samples = given[None] if given.ndim == 1 else given
-    check_channels(name, samples.shape[0])
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32)
-    limits = np.iinfo(samples.dtype)
-    middle = (float(limits.max) + float(limits.min) + 1) / 2
-    return ((samples.astype(np.float64) - middle) / (float(limits.max) - middle + 1)).astype(np.float32)
+def as_samples(name: str, sound: np.ndarray | Tensor, rate: int) -> np.ndarray:
+    """Samples (n, channels), float32; ValueError for another shape or kind of number, or too many."""
+    values = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else sound
+    if not isinstance(values, np.ndarray) or values.ndim not in (1, 2):
+        shape = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(sound).__name__
+        raise ValueError(f"{name} must be a file or samples (n,), (c, n) or (n, c), got {shape}")
+    values = values[:, None] if values.ndim == 1 else values
+    values = values.T if values.shape[0] <= MOST_CHANNELS < values.shape[1] else values
+    if values.shape[1] > MOST_CHANNELS or values.dtype not in (np.float16, np.float32, np.float64, np.int16, np.int32):
+        raise ValueError(
+            f"{name} must be float, int16 or int32 of at most {MOST_CHANNELS} channels, "
+            f"got {values.dtype} {values.shape}"
+        )
+    check_length(name, rate, len(values))
+    scale = np.iinfo(values.dtype).max + 1 if values.dtype.kind == "i" else 1
+    return (values / scale).astype(np.float32)
 
 
-def check_rate(name: str, rate: Any) -> None:
-    """Raise ValueError unless a rate is a whole number that speech can have."""
-    if isinstance(rate, bool) or not isinstance(rate, int) or not RATES_HZ[0] <= rate <= RATES_HZ[1]:
-        raise ValueError(f"the sampling rate of {name} must be in [{RATES_HZ[0]}, {RATES_HZ[1]}] Hz, got {rate!r}")
+def check_length(name: str, rate: int, count: int) -> None:
+    """Raise ValueError unless a rate is in its range and so many samples are no more than 30 s."""
+    whole = isinstance(rate, int) and not isinstance(rate, bool)
+    if not whole or not LOWEST_RATE_HZ <= rate <= HIGHEST_RATE_HZ:
+        raise ValueError(f"the sampling rate of {name} must be in {LOWEST_RATE_HZ}..{HIGHEST_RATE_HZ} Hz, got {rate!r}")
+    if count > LONGEST_S * rate:
+        raise ValueError(f"{name} must be at most {LONGEST_S:g} s long, got {count / rate:.1f} s")
 
 
-def check_channels(name: str, channels: int) -> None:
-    """Raise ValueError for no channels, or so many that they are samples."""
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise ValueError(f"{name} must have 1 to {MAX_CHANNELS} channels, as (channels, samples), got {channels}")
-
-
-def check_length(name: str, seconds: float, longest_s: float) -> None:
-    """Raise ValueError for a sound that is too short or too long."""
-    if not SHORTEST_S <= seconds <= longest_s:
-        raise ValueError(f"{name} must last {SHORTEST_S:g} to {longest_s:g} s, got {seconds:.3g} s")
-
-
-def check_content(name: str, samples: Float[np.ndarray, "channels samples"]) -> Float[np.ndarray, "channels samples"]:
-    """The samples; ValueError for those that are not finite, not in [-1, 1] by far, or clipped."""
+def check_samples(name: str, samples: np.ndarray) -> None:
+    """Raise ValueError for samples that are none, not finite, silent, or beyond full scale; warn of clipped ones."""
+    if not samples.size:
+        raise ValueError(f"{name} must have at least one sample, got none")
     if not np.isfinite(samples).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    largest = float(np.abs(samples).max())
-    if largest > LARGEST:
-        raise ValueError(f"floats of {name} must be in [-1, 1], got values up to {largest:g}")
-    high, low = samples >= RAIL * largest, samples <= -RAIL * largest
-    # the top of a wave is one sample, of a clipped one several
-    in_a_row = sum(rail[:, 1:] & rail[:, :-1] for rail in (high, low))
-    clipped = float(in_a_row.mean()) if largest else 0.0
-    if clipped > MAX_CLIPPED:
-        raise ValueError(f"{name} must be clipped in at most {MAX_CLIPPED:.0%} of its samples, got {clipped:.0%}")
-    return samples
+    peak = float(np.abs(samples).max())
+    if peak > 1:
+        raise ValueError(f"{name} must be in [-1, 1], got a peak of {peak:.3g}")
+    if peak < SILENCE:
+        raise ValueError(f"{name} must not be silent, got a peak of {peak:.1e}")
+    share = float((np.abs(samples) >= 0.999 * peak).mean()) if peak > 0.98 else 0.0
+    if share > CLIPPED_SHARE:
+        warnings.warn(f"{name} is clipped: {100 * share:.1f}% of its samples are at full scale", stacklevel=3)
