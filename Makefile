@@ -2,6 +2,7 @@
 # demo   text, an infill and a function written from a docstring, by the embedded checkpoint
 # test   the test suite                  check  format, lint, types, import layers
 # fuzz   broken weight files by the hundred thousand (minutes)
+# data-speech  let a teacher speak sentences of the corpus (an hour or two)
 # space  a page with a tab for everything the checkpoint does (SPACE_ARGS: a folder, --port)
 # data   fetch and build the corpus      data-images    captioned pictures      data-latents  the same, encoded
 # train  train the score network on it      bench  every number of the README
@@ -27,7 +28,7 @@ STAMP := $(VENV)/.installed
 # glibc gives freed tensors back to the system and faults them in again: another allocator trains up to twice as fast on a CPU.
 ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libtcmalloc\.so|libjemalloc\.so/ {print $$NF; exit}')
 
-.PHONY: setup demo space test fuzz check format data data-images data-latents train bench checkpoint pack
+.PHONY: setup demo space test fuzz check format data data-images data-latents data-speech train bench checkpoint pack
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
@@ -68,6 +69,10 @@ data-images: $(STAMP)
 
 data-latents: $(STAMP)
 	$(BIN)/python examples/encode_images.py $(LATENT_ARGS)
+
+data-speech: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[speech-data]'
+	OMP_NUM_THREADS=1 $(BIN)/python examples/prepare_speech.py
 
 train: $(STAMP)
 	$(if $(ALLOCATOR),LD_PRELOAD=$(ALLOCATOR)) $(BIN)/python examples/train_unified.py $(TRAIN_ARGS)

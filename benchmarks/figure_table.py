@@ -12,6 +12,7 @@ from figures import two_percent_of_perplexity as two_percent
 
 SHARDS, PICTURES = "data/shards/test", "data/image_pictures/test"
 CODEC = "src/hf_unified_diffusion/assets/unified-diffusion-edge/vae"
+SPEECH, VOCODER = "data/speech/test", "src/hf_unified_diffusion/assets/unified-diffusion-edge/vocoder"
 CHECKED, BLOCKS = "checked drafts of 8, 1 step", "blocks of 4, 1 token a step"
 LENGTHS = "--code_tokens 160 --top_p 0.9 --settings"
 FEW_SCHEMAS = "--num 60 --baseline_every 20 --retries 1 --parts validity"
@@ -49,6 +50,7 @@ JOBS: dict[str, Job] = {
     "memory_crashes": Job("memory_crashes.py", quick=None),
     "image_latency": Job("image_latency.py", quick=("--repeats", "1")),
     "image_codec": Job("image_codec.py", quick=("--num", "16", "--sizes", "128", "256"), needs=(PICTURES, CODEC)),
+    "vocoder": Job("vocoder.py", quick=("--rows", "4"), needs=(SPEECH, VOCODER)),
     "images": Job("images.py", ("--draw",), ("--draw", *FEW_PICTURES.split()), (PICTURES, CODEC)),
 }
 
@@ -237,6 +239,26 @@ def drawing() -> list[Figure]:
     return figures
 
 
+def speaking() -> list[Figure]:
+    """How much of a voice the audio codec keeps."""
+    vocoder, yardstick = {"way": "vocoder"}, {"way": "Griffin-Lim (yardstick)"}
+    lost = Source("vocoder", "Lost beside the original", "lower", lambda row, value: 0.05, "5.5")
+    errors = Source("vocoder", "Lost beside the original", "lower", lambda row, value: 0.01, "5.5")
+    kept = Source("vocoder", "Resynthesis", "higher", interval("similarity"), "5.5")
+    fast = Source("vocoder", "Decoding 10 s", "higher", relative(0.2), "5.5")
+    of_vocoder, original, shuffled = (
+        {"voices": "all of the teacher", "way": way}
+        for way in ("vocoder", "original (ceiling)", "control: vocoder, tokens in random order")
+    )
+    rate, name = "times faster than real time", "Resynthesis, similarity of the speaker"
+    return [
+        lost.figure("Resynthesis, DNSMOS lost", vocoder, "DNSMOS lost", 0.3, 0.0, yardstick),
+        errors.figure("Resynthesis, WER gained", vocoder, "WER gained", 0.02, 0.0, yardstick),
+        kept.figure(name, of_vocoder, "similarity", None, original, shuffled),
+        fast.figure("Vocoder, times faster than real time", vocoder, rate, 10.0, None, yardstick),
+    ]
+
+
 FIGURES: tuple[Figure, ...] = (
     *likelihoods(),
     *writing(),
@@ -244,4 +266,5 @@ FIGURES: tuple[Figure, ...] = (
     *resources(),
     *reconstruction(),
     *drawing(),
+    *speaking(),
 )

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from .registration_networks import register_networks
 
 if TYPE_CHECKING:
+    from .codecs.audio_codec import AudioCodec as AudioCodec
     from .codecs.avatar_track import AvatarTrack as AvatarTrack
+    from .codecs.sounds import read_sound as read_sound
     from .conditioning.composition import composed as composed
     from .conditioning.control import controlled as controlled
     from .conditioning.energies_continuous import KeepPixels as KeepPixels
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .modeling.attention_rule import ContextCache as ContextCache
     from .modeling.configuration_controlnet import UnifiedControlNetConfig as UnifiedControlNetConfig
     from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig as UnifiedDiffusionConfig
+    from .modeling.configuration_vocoder import UnifiedVocoderConfig as UnifiedVocoderConfig
     from .modeling.control_pass import Control as Control
     from .modeling.controlnet import UnifiedControlNetModel as UnifiedControlNetModel
     from .modeling.diffusers_weights import load_diffusers_model as load_diffusers_model
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel as UnifiedDiffusionModel
     from .modeling.pretrained import UnifiedDiffusionOutput as UnifiedDiffusionOutput
     from .modeling.tiers import tier as tier
+    from .modeling.vocoder import UnifiedVocoderModel as UnifiedVocoderModel
     from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline as UnifiedDiffusionCodePipeline
     from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline as UnifiedDiffusionImagePipeline
     from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline as UnifiedDiffusionJointPipeline
@@ -61,6 +65,7 @@ _MODULES = {
     "ArrowEngine": "engine",
     "ArrowQuantConfig": "quantization",
     "ArrowStorage": "memory",
+    "AudioCodec": "codecs.audio_codec",
     "AvatarTrack": "codecs.avatar_track",
     "CausalLikelihood": "conditioning.energies_text",
     "Condition": "contracts",
@@ -92,12 +97,15 @@ _MODULES = {
     "UnifiedDiffusionSpeechPipeline": "pipelines.pipeline_speech",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
+    "UnifiedVocoderConfig": "modeling.configuration_vocoder",
+    "UnifiedVocoderModel": "modeling.vocoder",
     "composed": "conditioning.composition",
     "controlled": "conditioning.control",
     "convert_checkpoint": "conversion.convert",
     "load_diffusers_model": "modeling.diffusers_weights",
     "plan_memory": "modeling.memory_plan",
     "read_parquet_weights": "quantization",
+    "read_sound": "codecs.sounds",
     "save_diffusers_model": "modeling.diffusers_weights",
     "tier": "modeling.tiers",
     "with_energies": "conditioning.energy",

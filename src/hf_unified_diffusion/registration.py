@@ -9,6 +9,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.controlnet import UnifiedControlNetModel
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .modeling.vocoder import UnifiedVocoderModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
@@ -20,7 +21,7 @@ from .registration_networks import register_networks
 from .schedulers import MaskedDiffusionScheduler
 
 TASK = "unified-diffusion"
-COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, MaskedDiffusionScheduler)
+COMPONENTS = (UnifiedDiffusionModel, UnifiedControlNetModel, UnifiedVocoderModel, MaskedDiffusionScheduler)
 PIPELINES = (
     UnifiedDiffusionTextPipeline,
     UnifiedDiffusionCodePipeline,

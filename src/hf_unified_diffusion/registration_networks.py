@@ -7,8 +7,10 @@ from transformers import AutoConfig, AutoModel
 from . import quantization
 from .modeling.configuration_controlnet import UnifiedControlNetConfig
 from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig
+from .modeling.configuration_vocoder import UnifiedVocoderConfig
 from .modeling.controlnet import UnifiedControlNetModel
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .modeling.vocoder import UnifiedVocoderModel
 
 
 @cache
@@ -21,4 +23,6 @@ def register_networks() -> None:
     AutoModel.register(UnifiedDiffusionConfig, UnifiedDiffusionModel)
     AutoConfig.register(UnifiedControlNetConfig.model_type, UnifiedControlNetConfig)
     AutoModel.register(UnifiedControlNetConfig, UnifiedControlNetModel)
+    AutoConfig.register(UnifiedVocoderConfig.model_type, UnifiedVocoderConfig)
+    AutoModel.register(UnifiedVocoderConfig, UnifiedVocoderModel)
     quantization.register()

@@ -10,12 +10,24 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
 
 
 @lru_cache
 def hann_window(n_fft: int) -> Float[Tensor, "n_fft"]:
     """The periodic Hann window."""
     return torch.hann_window(n_fft)
+
+
+@lru_cache
+def mel_filters(n_fft: int, num_bands: int, sampling_rate_hz: int) -> Float[Tensor, "bands bins"]:
+    """Triangles of height 1 from 0 to half the sampling rate, evenly spaced on Slaney's mel scale.
+
+    Usage: `mel_filters(1200, 100, 24_000) @ stft(waveform, 1200, 300).abs()`
+    """
+    highest = sampling_rate_hz / 2
+    filters = mel_filter_bank(n_fft // 2 + 1, num_bands, 0.0, highest, sampling_rate_hz, mel_scale="slaney")
+    return torch.from_numpy(filters.T).float().contiguous()
 
 
 def stft(waveform: Float[Tensor, "batch samples"], n_fft: int, hop: int) -> Complex[Tensor, "batch bins frames"]:
@@ -29,9 +41,15 @@ def stft(waveform: Float[Tensor, "batch samples"], n_fft: int, hop: int) -> Comp
     Usage: `stft(waveform, n_fft=1200, hop=300).abs()`
     """
     window = hann_window(n_fft).to(waveform)
-    padded = F.pad(waveform, ((n_fft - hop) // 2,) * 2)
-    frames = padded.unfold(-1, n_fft, hop) * window
-    return torch.fft.rfft(frames).transpose(1, 2) * (2 / window.sum())
+    return torch.fft.rfft(framed(waveform, n_fft, hop) * window).transpose(1, 2) * (2 / window.sum())
+
+
+def framed(waveform: Float[Tensor, "batch samples"], n_fft: int, hop: int) -> Float[Tensor, "batch frames n_fft"]:
+    """The samples of each frame, without a window.
+
+    Usage: `framed(waveform, n_fft=1200, hop=300)`
+    """
+    return F.pad(waveform, ((n_fft - hop) // 2,) * 2).unfold(-1, n_fft, hop)
 
 
 def inverse_stft(spectrum: Complex[Tensor, "batch bins frames"], hop: int) -> Float[Tensor, "batch samples"]:

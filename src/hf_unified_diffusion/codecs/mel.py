@@ -1,14 +1,11 @@
 """Log-mel spectrograms of speech, and Griffin-Lim, which makes them sound without a network."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
-from transformers.audio_utils import mel_filter_bank
 
-from ..stft import inverse_stft, stft
+from ..stft import inverse_stft, mel_filters, stft
 
 SAMPLING_RATE_HZ = 24_000
 HOP = 300  # samples: 80 frames a second
@@ -18,13 +15,9 @@ FLOOR = 1e-5  # -100 dB to a full-scale sine, below what 16 bits hold
 MEAN, STD = -7.5, 2.4  # of log-mels of normalized speech, in nats
 
 
-@lru_cache
 def filter_bank() -> Float[Tensor, "bands bins"]:
-    """Triangles of height 1, evenly spaced on Slaney's mel scale."""
-    filters = mel_filter_bank(
-        N_FFT // 2 + 1, NUM_BANDS, 0.0, SAMPLING_RATE_HZ / 2, SAMPLING_RATE_HZ, mel_scale="slaney"
-    )
-    return torch.from_numpy(filters.T).float().contiguous()
+    """The triangles of the bands, see `stft.mel_filters`."""
+    return mel_filters(N_FFT, NUM_BANDS, SAMPLING_RATE_HZ)
 
 
 def log_mel(waveform: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch bands frames"]:

