@@ -15,7 +15,8 @@ from PIL.Image import Image
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ..codecs.image_codec import ImageCodec, image_positions
+from ..codecs.image_codec import ImageCodec
+from ..codecs.picture_positions import image_positions
 from ..codecs.pictures import Pictures
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.guidance import guided, keeping
