@@ -88,7 +88,7 @@ def test_speech_in_a_given_voice(studio, voice_file):
 
 @pytest.mark.parametrize("with_words", [False, True])
 def test_sound_and_face_come_together(studio, with_words):
-    options = {"num_inference_steps": 2, "seed": 0}
+    options = {"num_steps": 2, "seed": 0}
     *_, (html, status) = studio.act("anna", "Two red fish.", with_words, **options)
     assert "2 passes" in status and 'src="data:audio/wav;base64,' in html and "data:image/png;base64," in html
     (data,) = re.findall(r"data:image/png;base64,([\w+/=]+)", html)
@@ -161,5 +161,7 @@ def test_what_a_checkpoint_lacks_is_said_and_refused():
     assert not embedded.can_be_guided()
     with pytest.raises(ValueError, match="must be one that the checkpoint was trained for"):
         list(embedded.draw("anna", "a red apple", 64, 64))
+    with pytest.raises(ValueError, match="must be among those that the checkpoint was trained for"):
+        list(embedded.act("anna", "Good morning.", False))
     with pytest.raises(ValueError, match="started without a memory"):
         embedded.remember("anna", "tea")
