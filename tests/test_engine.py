@@ -324,3 +324,23 @@ def test_what_is_not_there_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"trained for, \['text'\], got 'code'"):
         engine.diffuse("ab", "code")
     engine.close()
+
+
+def test_seeds_by_prompt_give_what_each_prompt_gives_alone(engine):
+    prompts, seeds = ["ab", "Once upon", "ab"], [5, 6, 7]
+    for options in ({"max_new_tokens": 12}, {"max_new_tokens": 8, "num_steps": 4, "block_length": 4}):
+        alone = [engine.diffuse(text, seed=seed, **options) for text, seed in zip(prompts, seeds, strict=True)]
+        result = engine.diffuse(prompts, seed=seeds, return_result=True, **options)
+        assert result.output == alone and result.seed == seeds
+    with pytest.raises(ValueError, match=r"a list of seeds must have one per row \(2\), got 1"):
+        engine.diffuse(["a", "b"], seed=[1], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_steps": 12, "block_length": 4}])
+def test_a_row_that_is_not_wanted_any_more_ends_at_its_block_and_leaves_the_others(engine, options):
+    prompts, seeds = ["ab", "Once upon", "xyz"], [5, 6, 7]
+    options = {"max_new_tokens": 24, "seed": seeds, "return_result": True, **options}
+    whole = engine.diffuse(prompts, **options).extra["completion_ids"]
+    cut = engine.diffuse(prompts, row_goes_on=lambda row: row != 1, **options).extra["completion_ids"]
+    assert 0 < len(cut[1]) < len(whole[1]) and torch.equal(cut[1], whole[1][: len(cut[1])])
+    assert torch.equal(cut[0], whole[0]) and torch.equal(cut[2], whole[2])

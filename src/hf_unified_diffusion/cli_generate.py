@@ -10,7 +10,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import soundfile
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from .codecs.avatar_track import AvatarTrack
 from .codecs.avatar_view import write_gif
 from .contracts import Result
 from .engine import ArrowEngine
+from .media_files import wav_bytes
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
 
 MARK = "____"
@@ -145,8 +145,7 @@ def speak(chosen: argparse.Namespace) -> None:
     )
     samples = result.output["audio"] if with_face else result.output
     rate = result.sampling_rate_hz or 0  # speech has one
-    with chosen.output.open("wb") as file:  # whatever the file is called
-        soundfile.write(file, samples, rate, format="WAV", subtype="PCM_16")
+    chosen.output.write_bytes(wav_bytes(samples, rate))
     facts = {"file": str(chosen.output), **facts_of(result, of_text=False), "seconds": len(samples) / rate}
     if with_face:
         facts |= write_face(chosen, result)

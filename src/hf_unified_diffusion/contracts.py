@@ -96,7 +96,7 @@ class Result:
 
     Attributes:
         output: str for text and code, uint8 (H, W, 3) for images, float32 (samples,) for audio, or a mapping of them.
-        seed: the seed that reproduces it.
+        seed: the seed that reproduces it, or the list of them.
         step_ms: milliseconds of each denoising step.
         uncertainty: one number per step.
         sampling_rate_hz: for audio.
@@ -104,7 +104,7 @@ class Result:
     """
 
     output: Any
-    seed: int
+    seed: int | list[int]
     step_ms: tuple[float, ...] = ()
     uncertainty: tuple[float, ...] = ()
     sampling_rate_hz: int | None = None

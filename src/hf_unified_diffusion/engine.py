@@ -171,7 +171,7 @@ class ArrowEngine:
         namespace: str = "default",
         num_recalled: int = 16,
         adapter: str | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         suffix: str | list[str] | None = None,
         max_new_tokens: int | None = None,
         timeout_s: float | None = None,
@@ -191,7 +191,7 @@ class ArrowEngine:
             suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
                 what `set_adapter` chose.
-            seed: None draws one; the `Result` says which.
+            seed: None draws one; the `Result` says which. A list has one a prompt, which gives what it gives alone.
             timeout_s: from now on, waiting included.
             return_result: give a `Result` with timings and, of text and code, uncertainty.
             options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...;

@@ -143,7 +143,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, DiffusionPipel
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
         adapter_names: Sequence[str | None] | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -175,7 +175,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, DiffusionPipel
             control_guidance_start, control_guidance_end: when it acts, in shares of the noise removed; or lists.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
-            seed: at least 0; row i always draws the same noise from a seed.
+            seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, timestep, tensors) and returns the tensors, `latents` possibly
                 changed; `pipe.decode(tensors["clean_latents"], height, width)` is a preview.

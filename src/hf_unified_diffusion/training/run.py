@@ -291,8 +291,9 @@ class TrainingRun:
         if not was_saved(folder):
             raise ValueError(f"a run to resume must have been saved, got no {state / 'progress.json'}")
         self.accelerator.load_state(str(state))
-        averages = torch.load(state / "ema.pt", weights_only=True, map_location=self.accelerator.device)
-        self.ema.load_state_dict(averages)
+        # several processes on CPUs have devices such as cpu:0, which torch.load does not know
+        self.ema.load_state_dict(torch.load(state / "ema.pt", weights_only=True, map_location="cpu"))
+        self.ema.to(self.accelerator.device)
         if self.rounded is not None and (state / ROUNDED).exists():
             self.rounded.load_state_dict(torch.load(state / ROUNDED, weights_only=True))
         self.progress = Progress(**json.loads((state / "progress.json").read_text()))
