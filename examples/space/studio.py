@@ -16,13 +16,7 @@ from drafts import DraftStreamer, Piece, as_html
 from faces import speaking_face
 from jsonschema import validate
 
-from hf_unified_diffusion import (
-    ArrowEngine,
-    ArrowStorage,
-    Result,
-    SchemaConstraint,
-    UnifiedDiffusionJointPipeline,
-)
+from hf_unified_diffusion import ArrowEngine, ArrowStorage, Result, SchemaConstraint
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, TEXT
 from hf_unified_diffusion.request_queue import Request
@@ -164,38 +158,23 @@ class Studio:
         options["callback_on_step_end"] = told_of(latest)
         yield from self._follow(visitor, self._ask(text, "audio", **options), latest, nothing, heard)
 
-    def act(self, visitor: str, text: str, with_words: bool, timeout_s: float | None = None, **options: Any) -> Shown:
+    def act(self, visitor: str, text: str, with_words: bool, **options: Any) -> Shown:
         """Sound and face, and words where they are asked for, that belong together: HTML of a face that speaks.
 
         Args:
             text: what is said, or with words what they go on from.
-            options: as of `UnifiedDiffusionJointPipeline`.
-
-        Raises ValueError for a checkpoint that was not trained for both.
         """
-        if lacking := self.lacks("audio", "avatar"):
-            raise ValueError(lacking)
-        latest, engine = Latest(), self.engine
-        asked = {"prompt": text, "modality": ("text", "audio", "avatar")} if with_words else {"text": text}
-        asked = {"modality": ("audio", "avatar"), **asked, **options}
+        latest = Latest()
 
-        def work(step: Callable[[], None]) -> Any:
-            def watch(pipe: Any, index: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-                step()
-                latest.put(None)
-                return tensors
+        def final(result: Result) -> tuple[str, str]:
+            made, rate = result.output, result.extra["avatar_rate_hz"]
+            shown = speaking_face(made["avatar"], made["audio"], result.sampling_rate_hz, rate)
+            words = as_html([("written", made["text"])]) if with_words else ""
+            return shown + words, facts(result, f"{len(made['avatar'])} faces")
 
-            parts = engine.model, engine.scheduler, engine.speech_scheduler, engine.tokenizer, engine.vocoder
-            pipe = UnifiedDiffusionJointPipeline(*parts)
-            pipe.set_progress_bar_config(disable=True)
-            return pipe(callback_on_step_end=watch, **asked)
-
-        def final(made: Any) -> tuple[str, str]:
-            shown = speaking_face(made.avatar[0], made.audio[0], made.sampling_rate_hz, made.avatar_rate_hz)
-            words = as_html([("written", made.texts[0])]) if with_words else ""
-            return shown + words, f"{made.num_forward_passes} passes, {len(made.avatar[0])} faces"
-
-        yield from self._follow(visitor, lambda: engine.queue.submit(work, timeout_s), latest, nothing, final)
+        asked = ["text", "audio", "avatar"] if with_words else ["audio", "avatar"]
+        options["callback_on_step_end"] = told_of(latest)
+        yield from self._follow(visitor, self._ask(text, asked, **options), latest, nothing, final)
 
     def remember(self, visitor: str, texts: str) -> str:
         """Keep each line as a memory of the visitor alone."""
@@ -226,7 +205,7 @@ class Studio:
             raise ValueError("this Space was started without a memory")
         return self.engine.memory
 
-    def _ask(self, prompt: str, modality: str, **options: Any) -> Callable[[], Request]:
+    def _ask(self, prompt: str, modality: str | list[str], **options: Any) -> Callable[[], Request]:
         """What submits a request to the engine."""
         return lambda: self.engine.submit(prompt or None, modality, return_result=True, **options)
 

@@ -94,7 +94,7 @@ def joint_tab(studio: Studio) -> None:
             face, line = gr.HTML(EMPTY, elem_id="joint-face"), status("joint")
 
     def act(text, with_words, steps, scale, seed, request: gr.Request):
-        options = {"num_inference_steps": int(steps), "guidance_scale": scale, "seed": seed_of(seed)}
+        options = {"num_steps": int(steps), "guidance_scale": scale, "seed": seed_of(seed)}
         with told():
             yield from studio.act(request.session_hash, text, with_words, timeout_s=TIMEOUT_S, **options)
 

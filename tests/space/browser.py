@@ -93,6 +93,23 @@ class Visitor:
         self.until(lambda: part in self.driver.find_element(By.TAG_NAME, "body").text, f"the message {part!r}")
         self.driver.find_element(By.CSS_SELECTOR, ".toast-close").click()
 
+    def record(self, name: str, inner: str, attribute: str) -> None:
+        """From now on keep each value that an attribute of something inside an element takes."""
+        self.driver.execute_script(
+            """const [name, inner, attribute] = arguments, root = document.getElementById(name);
+            window.recorded = [];
+            new MutationObserver(() => root.querySelectorAll(inner).forEach(found => {
+              if (!recorded.includes(found[attribute])) recorded.push(found[attribute]);
+            })).observe(root, {subtree: true, childList: true, attributes: true, characterData: true});""",
+            name,
+            inner,
+            attribute,
+        )
+
+    def recorded(self) -> list[str]:
+        """The values since `record`, each once."""
+        return self.driver.execute_script("return window.recorded")
+
     def picture(self, name: str, file: Path) -> Path:
         """What is on the screen, from the top of the page."""
         self.driver.execute_script("window.scrollTo(0, 0)")

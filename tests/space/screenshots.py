@@ -39,7 +39,7 @@ def main(folder: Path, checkpoint: str | None) -> None:
                     visitor.until(lambda: driver.find_elements(By.CSS_SELECTOR, "#write-paper .draft"), "a draft")
                     shrink(visitor.picture("write", folder))
                 if lacking:
-                    visitor.wait_for_message("must be one that the checkpoint was trained for")
+                    visitor.wait_for_message("that the checkpoint was trained for")
                 else:
                     visitor.wait_for(f"{name}-status", "Remembered" if name == "memory" else "Done")
                 if name != "write":

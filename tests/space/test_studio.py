@@ -5,10 +5,13 @@ import io
 import json
 import re
 from html import unescape
+from threading import Event
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.space.busy_engine import busy
 
 WEATHER = [
     {
@@ -85,7 +88,7 @@ def test_speech_in_a_given_voice(studio, voice_file):
 
 @pytest.mark.parametrize("with_words", [False, True])
 def test_sound_and_face_come_together(studio, with_words):
-    options = {"num_inference_steps": 2, "seed": 0}
+    options = {"num_steps": 2, "seed": 0}
     *_, (html, status) = studio.act("anna", "Two red fish.", with_words, **options)
     assert "2 passes" in status and 'src="data:audio/wav;base64,' in html and "data:image/png;base64," in html
     (data,) = re.findall(r"data:image/png;base64,([\w+/=]+)", html)
@@ -96,27 +99,38 @@ def test_sound_and_face_come_together(studio, with_words):
 
 
 def test_who_stops_gets_no_more_and_frees_the_engine(studio):
-    shown = []
-    for html, status in studio.write("anna", "ab", max_new_tokens=64, num_steps=64, block_length=64, seed=0):
+    reached, go_on, shown = Event(), Event(), []
+
+    def hold(pipe, step, t, tensors):
+        if step == 2:
+            reached.set()
+            go_on.wait()
+        return tensors
+
+    options = {"max_new_tokens": 16, "num_steps": 16, "block_length": 16, "seed": 0}
+    for html, status in studio.write("anna", "ab", callback_on_step_end=hold, **options):
         shown.append((html, status))
-        if len(shown) == 2:
+        if reached.is_set() or status != "Waiting for a turn ...":
+            reached.wait()
             studio.stop("anna")
-    assert shown[-1][1].startswith("Stopped after") and len(shown) < 60
-    assert studio.running == {}
-    left = studio.write("tom", "ab", max_new_tokens=64, num_steps=64, block_length=64, seed=0)
-    next(left)
-    left.close()  # the page is gone
+            go_on.set()
+    assert shown[-1][1] in ("Stopped after 3 steps.", "Stopped after 2 steps.") and studio.running == {}
+    with busy(studio.engine):
+        left = studio.write("tom", "ab", **options)
+        next(left)
+        left.close()  # the page is gone
     assert studio.running == {} and studio.engine.diffuse("ab", max_new_tokens=2, seed=0)
 
 
 def test_a_second_request_of_a_visitor_ends_the_first_and_others_go_on(studio):
-    options = {"max_new_tokens": 32, "num_steps": 32, "block_length": 32, "seed": 0}
-    first, other = studio.write("anna", "ab", **options), studio.write("tom", "ab", **options)
-    next(first), next(other)
-    *_, (second, _) = studio.write("anna", "cd", **options)
-    assert [status for _, status in first][-1].startswith("Stopped")
-    assert text_of(list(other)[-1][0]) == studio.engine.diffuse("ab", **options)
-    assert text_of(second) == studio.engine.diffuse("cd", **options)
+    options = {"max_new_tokens": 8, "num_steps": 8, "block_length": 8, "seed": 0}
+    asked = [studio.write(who, prompt, **options) for who, prompt in (("anna", "ab"), ("tom", "ab"), ("anna", "cd"))]
+    with busy(studio.engine):
+        assert [next(each) for each in asked] == [(None, "Waiting for a turn ...")] * 3
+    first, other, second = [list(each)[-1] for each in asked]
+    assert first == (None, "Stopped after 0 steps.")
+    assert text_of(other[0]) == studio.engine.diffuse("ab", **options)
+    assert text_of(second[0]) == studio.engine.diffuse("cd", **options)
 
 
 def test_memories_are_a_visitors_own_and_gone_when_the_page_is_left(studio, tmp_path):
@@ -147,5 +161,7 @@ def test_what_a_checkpoint_lacks_is_said_and_refused():
     assert not embedded.can_be_guided()
     with pytest.raises(ValueError, match="must be one that the checkpoint was trained for"):
         list(embedded.draw("anna", "a red apple", 64, 64))
+    with pytest.raises(ValueError, match="must be among those that the checkpoint was trained for"):
+        list(embedded.act("anna", "Good morning.", False))
     with pytest.raises(ValueError, match="started without a memory"):
         embedded.remember("anna", "tea")

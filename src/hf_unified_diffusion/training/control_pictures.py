@@ -53,8 +53,8 @@ class HintedPictures:
         """From rows of a source, `size` of them a micro-batch."""
         both = source.latents(rows, codec, (unchanged, edges))
         tokens = min(size, len(both[0])) * (source.resolution // codec.downsampling) ** 2
-        made = [CaptionedLatents(each, tokenizer, tokens, caption_dropout) for each in both]
-        return cls(*made, FlowConfig())
+        pictures, hints = (CaptionedLatents(each, tokenizer, tokens, caption_dropout) for each in both)
+        return cls(pictures, hints, FlowConfig())
 
     def batch(self, number: int, seed: int) -> tuple[list[tuple[Segment, Target | FlowTarget]], Segment]:
         """Micro-batch `number`: captions and noisy pictures with their targets, and the hints."""
