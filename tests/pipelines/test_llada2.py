@@ -53,12 +53,14 @@ def test_our_scheduler_fills_the_canvas_of_another_family():
     prompt, canvas = torch.arange(6).view(2, 3), torch.full((2, 5), mask)
     denoiser = llada2_denoiser(network, prompt)
     logits = network(torch.cat([prompt, canvas], dim=1)).logits[:, 3:]
+    scheduler = MaskedDiffusionScheduler(mask_token_id=mask, temperature=0.0)
+
+    def step(clean, t, x_t):
+        return scheduler.step(clean, t, x_t).prev_sample
+
     for num_steps in (1, 5):
-        scheduler = MaskedDiffusionScheduler(mask_token_id=mask, temperature=0.0)
         scheduler.set_timesteps(num_steps)
-        filled = diffuse(
-            denoiser, lambda clean, t, x_t: scheduler.step(clean, t, x_t).prev_sample, canvas, scheduler.timesteps
-        )
+        filled = diffuse(denoiser, step, canvas, scheduler.timesteps)
         assert not bool((filled == mask).any())
         if num_steps == 1:
             assert torch.equal(filled, logits[..., :mask].argmax(-1))
