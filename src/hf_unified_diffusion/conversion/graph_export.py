@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from .. import __version__
 from ..folders import replacing
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..pipelines.checkpoints import load_parts
@@ -60,7 +59,7 @@ def export_graph(
         raise ImportError(f'{format} needs {missing}: pip install "hf_unified_diffusion[export]"')
     model, scheduler, tokenizer = load_parts(source, dtype=torch.float32)
     program = traced(graph_of(model, modality, weights))
-    facts = {"format": format, "modality": modality, "weights": weights, "package_version": __version__}
+    facts = {"format": format, "modality": modality, "weights": weights}
     with replacing(destination) as partial:
         model.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
