@@ -4,6 +4,7 @@ import asyncio
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
@@ -11,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
 from hf_unified_diffusion import ArrowEngine, MaskedDiffusionScheduler, QueueFullError, RequestTimeoutError, Result
 from hf_unified_diffusion.pipelines.autoregressive_writer import AutoregressiveWriter
 from hf_unified_diffusion.pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from hf_unified_diffusion.pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
+from hf_unified_diffusion.pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -43,6 +46,39 @@ def test_diffuse_is_the_pipeline_of_the_modality(engine, modality, pipeline):
     expected = pipe("def f():", num_inference_steps=6, **options).texts[0]
     assert engine.diffuse("def f():", modality, num_steps=6, **options) == expected
     assert engine.diffuse(["def f():"], modality, num_steps=6, **options) == [expected]
+
+
+def test_speech_is_the_pipelines_with_times_and_rate(engine):
+    pipe = UnifiedDiffusionSpeechPipeline(engine.model, engine.speech_scheduler, engine.tokenizer)
+    expected = pipe("Two fish.", num_inference_steps=2, speed=2.0, seed=3).audios[0]
+    options = {"num_steps": 2, "speed": 2.0, "seed": 3}
+    found = engine.diffuse("Two fish.", "audio", **options)
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+    result = engine.diffuse("Two fish.", "audio", return_result=True, **options)
+    assert np.array_equal(result.output, expected) and result.sampling_rate_hz == 24_000 and len(result.step_ms) == 2
+    assert [word.label for word in result.extra["alignments"][0].words] == ["Two", "fish"]
+    assert len(engine.diffuse(["Two.", "One."], "audio", **options)) == 2
+
+
+def test_several_modalities_are_a_mapping_made_together(engine):
+    pipe = UnifiedDiffusionJointPipeline(engine.model, engine.scheduler, engine.speech_scheduler, engine.tokenizer)
+    expected = pipe("ab", modality=("text", "audio", "avatar"), duration_s=0.5, num_inference_steps=2, seed=3)
+    options = {"num_steps": 2, "seed": 3}
+    found = engine.diffuse("ab", modality=["avatar", "audio", "text"], duration_s=0.5, **options)
+    assert list(found) == ["text", "audio", "avatar"] and found["text"] == expected.texts[0]
+    assert np.array_equal(found["audio"], expected.audio[0]) and np.array_equal(found["avatar"], expected.avatar[0])
+    result = engine.diffuse("My map.", modality=["audio", "avatar"], return_result=True, **options)
+    assert set(result.output) == {"audio", "avatar"} and result.sampling_rate_hz == 24_000 and len(result.step_ms) == 2
+    assert [word.label for word in result.extra["words"][0]] == ["My", "map"]  # without text, the prompt is said
+    assert result.extra["num_forward_passes"] == 2 and result.extra["avatar_rate_hz"] == 20
+    face = engine.diffuse(None, "avatar", audio=np.zeros(12_000, np.float32), **options)
+    assert face.shape == (10, 52) and face.dtype == np.float32
+    two = engine.diffuse(["My map.", "Two."], modality=["audio", "avatar"], **options)
+    assert len(two["audio"]) == len(two["avatar"]) == 2
+    with pytest.raises(ValueError, match="suffix must be left out for several modalities"):
+        engine.diffuse("ab", modality=["text", "audio"], suffix="b")
+    with pytest.raises(ValueError, match="modality must be one or more of"):
+        engine.diffuse("ab", modality=["text", "smell"])
 
 
 def test_left_to_itself_it_checks_its_drafts_and_not_where_that_cannot_be(engine):
@@ -262,6 +298,8 @@ def test_from_folders(tmp_path):
     ("call", "rule"),
     [
         (lambda e: e.diffuse("ab", modality="smell"), "modality must be one of"),
+        (lambda e: e.diffuse("ab", modality="audio", suffix="b"), "suffix must be left out for audio"),
+        (lambda e: e.diffuse("", modality="audio"), "something to speak"),
         (lambda e: e.diffuse("ab", memory_guided=True), "memory_guided needs a memory"),
         (lambda e: e.diffuse("ab", max_new_tokens=0), "max_new_tokens must be an integer of at least 1, got 0"),
         (lambda e: e.diffuse("ab", num_steps=0), "num_inference_steps must be an integer of at least 1, got 0"),
@@ -286,3 +324,23 @@ def test_what_is_not_there_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"trained for, \['text'\], got 'code'"):
         engine.diffuse("ab", "code")
     engine.close()
+
+
+def test_seeds_by_prompt_give_what_each_prompt_gives_alone(engine):
+    prompts, seeds = ["ab", "Once upon", "ab"], [5, 6, 7]
+    for options in ({"max_new_tokens": 12}, {"max_new_tokens": 8, "num_steps": 4, "block_length": 4}):
+        alone = [engine.diffuse(text, seed=seed, **options) for text, seed in zip(prompts, seeds, strict=True)]
+        result = engine.diffuse(prompts, seed=seeds, return_result=True, **options)
+        assert result.output == alone and result.seed == seeds
+    with pytest.raises(ValueError, match=r"a list of seeds must have one per row \(2\), got 1"):
+        engine.diffuse(["a", "b"], seed=[1], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_steps": 12, "block_length": 4}])
+def test_a_row_that_is_not_wanted_any_more_ends_at_its_block_and_leaves_the_others(engine, options):
+    prompts, seeds = ["ab", "Once upon", "xyz"], [5, 6, 7]
+    options = {"max_new_tokens": 24, "seed": seeds, "return_result": True, **options}
+    whole = engine.diffuse(prompts, **options).extra["completion_ids"]
+    cut = engine.diffuse(prompts, row_goes_on=lambda row: row != 1, **options).extra["completion_ids"]
+    assert 0 < len(cut[1]) < len(whole[1]) and torch.equal(cut[1], whole[1][: len(cut[1])])
+    assert torch.equal(cut[0], whole[0]) and torch.equal(cut[2], whole[2])

@@ -119,3 +119,100 @@ def test_bounds_that_make_no_queue(bounds, rule):
 def test_a_timeout_must_be_above_zero(queue):
     with pytest.raises(ValueError, match="timeout_s must be above 0, got 0"):
         queue.submit(lambda step: None, timeout_s=0)
+
+
+def held(queue):
+    """A request that keeps the queue busy; what is submitted meanwhile waits."""
+    work = Blocked()
+    queue.submit(work)
+    assert work.begun.wait(5)
+    return work
+
+
+def test_rows_of_one_key_run_together_and_others_apart():
+    queue = RequestQueue(max_waiting=8, max_batch=3)
+    work, batches = held(queue), []
+
+    def squares(rows, batch):
+        batches.append(rows)
+        return [row**2 for row in rows]
+
+    requests = [queue.submit_row(row, row % 2, squares) for row in range(8)]
+    requests[4].cancel()
+    work.released.set()
+    assert [request.result(5) for request in requests if not request.cancelled()] == [0, 1, 4, 9, 25, 36, 49]
+    assert batches == [[0, 2, 6], [1, 3, 5], [7]]  # as many as a batch may have, in the order of the first
+    queue.close()
+
+
+def test_a_row_of_a_batch_ends_at_its_next_step_and_frees_its_place_while_the_others_go_on(queue):
+    work, seen, begun, released = held(queue), [], threading.Event(), threading.Event()
+
+    def stepping(rows, batch):
+        begun.set()
+        for _ in range(3):
+            assert released.wait(5)
+            batch.step()
+            seen.append([batch.goes_on(row) for row in range(len(rows))])
+        return rows
+
+    requests = [queue.submit_row(row, "key", stepping) for row in "abc"]
+    work.released.set()
+    assert begun.wait(5) and requests[1].cancel()
+    released.set()
+    assert requests[0].result(5) == "a" and requests[2].result(5) == "c"
+    with pytest.raises(CancelledError):
+        requests[1].result(5)
+    assert seen == [[True, False, True]] * 3
+
+
+def test_a_batch_of_which_all_rows_are_cancelled_ends_at_its_next_step(queue):
+    work, steps = held(queue), []
+
+    def stepping(rows, batch):
+        for request in requests:
+            request.cancel()
+        while True:
+            steps.append(1)
+            batch.step()
+
+    requests = [queue.submit_row(row, "key", stepping) for row in "ab"]
+    work.released.set()
+    for request in requests:
+        with pytest.raises(CancelledError):
+            request.result(5)
+    assert len(steps) == 1 and queue.submit(lambda step: "next").result(5) == "next"
+
+
+def test_a_bad_row_fails_alone(queue):
+    work = held(queue)
+
+    def inverse(rows, batch):
+        return [1 / row for row in rows]
+
+    requests = [queue.submit_row(row, "key", inverse) for row in (1, 0, 2)]
+    work.released.set()
+    assert [requests[0].result(5), requests[2].result(5)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        requests[1].result(5)
+
+
+def test_a_running_batch_takes_one_place_and_its_waiting_rows_one_each(queue):
+    work, begun, released = held(queue), threading.Event(), threading.Event()
+
+    def wait(rows, batch):
+        begun.set()
+        assert released.wait(5)
+        return rows
+
+    for row in range(3):
+        queue.submit_row(row, "key", wait)
+    with pytest.raises(QueueFullError):
+        queue.submit_row(3, "key", wait)
+    work.released.set()
+    assert begun.wait(5)
+    waiting = [queue.submit_row(row, "key", wait) for row in range(3)]
+    with pytest.raises(QueueFullError):
+        queue.submit_row(3, "key", wait)
+    released.set()
+    assert [request.result(5) for request in waiting] == [0, 1, 2]

@@ -4,11 +4,13 @@ Importing the package registers it with both. Public names are loaded when they 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
+from .registration_networks import register_networks
 
 if TYPE_CHECKING:
+    from .codecs.avatar_track import AvatarTrack as AvatarTrack
     from .conditioning.composition import composed as composed
     from .conditioning.control import controlled as controlled
     from .conditioning.energies_continuous import KeepPixels as KeepPixels
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from .modeling.tiers import tier as tier
     from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline as UnifiedDiffusionCodePipeline
     from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline as UnifiedDiffusionImagePipeline
+    from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline as UnifiedDiffusionJointPipeline
+    from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline as UnifiedDiffusionSpeechPipeline
     from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline as UnifiedDiffusionTextPipeline
     from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline as UnifiedDiffusionTaskPipeline
     from .processes import NoiseScheduler as NoiseScheduler
@@ -59,6 +63,7 @@ _MODULES = {
     "ArrowEngine": "engine",
     "ArrowQuantConfig": "quantization",
     "ArrowStorage": "memory",
+    "AvatarTrack": "codecs.avatar_track",
     "CausalLikelihood": "conditioning.energies_text",
     "Condition": "contracts",
     "Control": "modeling.control_pass",
@@ -83,8 +88,10 @@ _MODULES = {
     "UnifiedDiffusionCodePipeline": "pipelines.pipeline_code",
     "UnifiedDiffusionConfig": "modeling.configuration_unified_diffusion",
     "UnifiedDiffusionImagePipeline": "pipelines.pipeline_image",
+    "UnifiedDiffusionJointPipeline": "pipelines.pipeline_joint",
     "UnifiedDiffusionModel": "modeling.modeling_unified_diffusion",
     "UnifiedDiffusionOutput": "modeling.pretrained",
+    "UnifiedDiffusionSpeechPipeline": "pipelines.pipeline_speech",
     "UnifiedDiffusionTaskPipeline": "pipelines.pipeline_transformers",
     "UnifiedDiffusionTextPipeline": "pipelines.pipeline_text",
     "composed": "conditioning.composition",
@@ -113,4 +120,10 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-register()
+register_networks()
+if (
+    find_spec("diffusers") is not None
+):  # a machine that only trains from a pack has none, and registers the networks alone
+    from .registration import register
+
+    register()

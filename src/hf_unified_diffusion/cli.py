@@ -15,6 +15,7 @@ import torch
 
 from .cli_generate import add_generate
 from .cli_memory import add_memory
+from .cli_serve import add_serve
 from .conversion.convert import CONVERTED_BITS, convert_checkpoint
 from .conversion.graph_export import GRAPH_FILES, GRAPH_WEIGHTS, export_graph
 from .modeling.memory_plan import plan_memory, recommended
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_export(commands)
     add_plan(commands)
     add_memory(commands)
+    add_serve(commands)
     subparser = commands.add_parser("eval", help=evaluate.__doc__, add_help=False)
     subparser.set_defaults(command=evaluate)
     chosen, rest = parser.parse_known_args(arguments)

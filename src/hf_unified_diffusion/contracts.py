@@ -96,7 +96,7 @@ class Result:
 
     Attributes:
         output: str for text and code, uint8 (H, W, 3) for images, float32 (samples,) for audio, or a mapping of them.
-        seed: the seed that reproduces it.
+        seed: the seed that reproduces it, or the list of them.
         step_ms: milliseconds of each denoising step.
         uncertainty: one number per step.
         sampling_rate_hz: for audio.
@@ -104,11 +104,24 @@ class Result:
     """
 
     output: Any
-    seed: int
+    seed: int | list[int]
     step_ms: tuple[float, ...] = ()
     uncertainty: tuple[float, ...] = ()
     sampling_rate_hz: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TimedLabel:
+    """What is said, or how the mouth is held, from one time to another: a word, a phoneme or a viseme.
+
+    Attributes:
+        start_s, end_s: seconds from the beginning of the clip, start_s <= end_s.
+    """
+
+    label: str
+    start_s: float
+    end_s: float
 
 
 # (x_t, t, condition) -> estimate of the clean sample: E[x_0] for continuous data, logits over tokens for discrete data.

@@ -7,11 +7,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
 from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
@@ -22,14 +22,18 @@ from .evolution.step_watch import StepWatch
 from .modeling.adapter_folders import SIDES
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
-from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts
+from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts, load_speech_parts
+from .pipelines.joint_inputs import asked_modalities
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
+from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
+from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
-from .request_options import as_bytes, check_left_out, steps_for
+from .request_options import check_left_out, handed_out, made_together, steps_for, told_together
 from .request_queue import Request, RequestQueue, Step, waited_for
 from .schedulers.flow_matching import flow_scheduler
+from .schedulers.flow_matching import speech_scheduler as flow_scheduler_of_speech
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 if TYPE_CHECKING:
@@ -37,12 +41,13 @@ if TYPE_CHECKING:
     from .memory.memory_conditioner import MemoryConditioner
 
 PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
-IMAGE = "image"
+IMAGE, AUDIO, AVATAR = "image", "audio", "avatar"
+MADE = {IMAGE: "pt", AUDIO: "np"}  # what is no text, and the kind of output that is asked of its pipeline
 DEFAULT_NEW_TOKENS = 128
 
 
 class ArrowEngine:
-    """Writes and draws by diffusion, or writes token by token; serves several callers, one request after the other.
+    """Writes, draws and speaks by diffusion, or writes token by token; serves callers, one request after the other.
 
     Attributes:
         model, tokenizer: of the diffusion side.
@@ -53,6 +58,7 @@ class ArrowEngine:
         memory: an `ArrowStorage`, or a folder that is opened as one, with the network's own embeddings.
         encoder: the name of these in stores.
         vae, image_scheduler: for pictures, as of `UnifiedDiffusionImagePipeline`; without a vae it draws none.
+        vocoder, speech_scheduler: for speech, as of `UnifiedDiffusionSpeechPipeline`.
         max_waiting: requests that may wait; one more is refused at once (`QueueFullError`).
 
     Usage:
@@ -72,8 +78,11 @@ class ArrowEngine:
         encoder: str = "engine",
         vae: AutoencoderMixin | None = None,
         image_scheduler: SchedulerMixin | None = None,
+        vocoder: PreTrainedModel | None = None,
+        speech_scheduler: SchedulerMixin | None = None,
     ):
-        self.vae = vae
+        self.vae, self.vocoder = vae, vocoder
+        self.speech_scheduler = flow_scheduler_of_speech() if speech_scheduler is None else speech_scheduler
         self.image_scheduler = flow_scheduler() if image_scheduler is None else image_scheduler
         self.model, self.scheduler, self.tokenizer = model, scheduler, tokenizer
         self.queue = RequestQueue(max_waiting=max_waiting)
@@ -99,13 +108,14 @@ class ArrowEngine:
         path = EMBEDDED_CHECKPOINT if name_or_path is None else name_or_path
         parts = load_parts(path, dtype)
         image_scheduler, vae = load_image_parts(path, dtype) if has_image_parts(path) else (None, None)
-        if device is not None:
-            parts[0].to(device)
-        if device is not None and vae is not None:
-            vae.to(device)
+        speech_scheduler, vocoder = load_speech_parts(path)
+        for part in (parts[0], vae, vocoder):
+            if device is not None and part is not None:
+                part.to(device)
         options: dict[str, Any] = {"ar_model": ar_model, "memory": memory, "max_waiting": max_waiting}
         if memory is not None:
             options["encoder"] = encoder_name(path)
+        options |= {"vocoder": vocoder, "speech_scheduler": speech_scheduler}
         return cls(*parts, **options, vae=vae, image_scheduler=image_scheduler)
 
     @property
@@ -124,17 +134,22 @@ class ArrowEngine:
                 self._ar_model = writer
             return self._ar_model
 
-    def diffuse(self, prompt: str | list[str] | None = None, modality: str = "text", **options: Any) -> Any:
+    def diffuse(
+        self, prompt: str | list[str] | None = None, modality: str | Sequence[str] = "text", **options: Any
+    ) -> Any:
         """Generate by diffusion and wait for it.
 
         Args:
-            prompt: what comes before, or the caption; None starts from nothing. A list gives a list.
-            modality: "text", "code" or "image".
+            prompt: what comes before, the caption, or what is said; None starts from nothing. A list gives a list.
+            modality: "text", "code", "image", "audio" or "avatar"; or several of "text", "audio", "avatar" and "image",
+                made together. Then text goes on from the prompt; without text the prompt is what is said.
             options: as for `submit`.
 
         Returns:
-            str for text and code, prompt and suffix included; uint8 (height, width, 3) for an image; with
-            `return_result=True` a `Result` of it.
+            str for text and code, prompt and suffix included; uint8 (height, width, 3) for an image, float32 (samples,)
+            for speech, float32 (frames, 52) for an avatar, 20 frames a second; for several modalities a mapping of
+            them. With `return_result=True` a `Result` of it, for speech with its sampling rate and when its words are
+            said.
 
         Raises:
             ValueError: for an argument that breaks a rule.
@@ -147,7 +162,7 @@ class ArrowEngine:
     def submit(
         self,
         prompt: str | list[str] | None = None,
-        modality: str = "text",
+        modality: str | Sequence[str] = "text",
         *,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -156,7 +171,7 @@ class ArrowEngine:
         namespace: str = "default",
         num_recalled: int = 16,
         adapter: str | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         suffix: str | list[str] | None = None,
         max_new_tokens: int | None = None,
         timeout_s: float | None = None,
@@ -167,20 +182,22 @@ class ArrowEngine:
 
         Args:
             num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
-                a suffix, guidance, energies or `check_drafts=False` one pass for two tokens; for images as the
-                checkpoint says.
-            guidance_scale: 1 is none, and so is None, except for images: as the checkpoint says.
+                a suffix, guidance, energies or `check_drafts=False` one pass for two tokens; for images and
+                speech as the checkpoint says.
+            guidance_scale: 1 is none, and so is None, except for images and speech: as the checkpoint says.
             memory_guided: let what `memory` recalls for the prompt steer text and code.
             memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained.
             namespace, num_recalled: whose memories, and how many.
             suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
                 what `set_adapter` chose.
-            seed: None draws one; the `Result` says which.
+            seed: None draws one; the `Result` says which. A list has one a prompt, which gives what it gives alone.
             timeout_s: from now on, waiting included.
             return_result: give a `Result` with timings and, of text and code, uncertainty.
             options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...;
-                `height`, `width`, `negative_prompt`, `image`, `mask_image`, `strength`, ...).
+                `height`, `width`, `negative_prompt`, `image`, `mask_image`, `strength`, ...; `reference_audio`,
+                `reference_text`, `speaker_guidance_scale`, `speed`, ...; of several `text`, `audio`, `avatar`, `image`
+                for what is given, `duration_s`, `spans`, ...).
 
         Raises:
             QueueFullError: at once, when too many wait.
@@ -188,14 +205,20 @@ class ArrowEngine:
 
         Usage: `request = engine.submit("Once", seed=0, timeout_s=10); request.result()`
         """
+        if not isinstance(modality, str) or modality == AVATAR:
+            check_left_out("several modalities", {"suffix": suffix, "memory_guided": memory_guided or None})
+            chosen = {"guidance_scale": guidance_scale, "num_inference_steps": num_steps}
+            chosen |= {"num_text_tokens": max_new_tokens}
+            options |= {name: value for name, value in chosen.items() if value is not None}
+            return self._submit_together(prompt, modality, options, adapter, seed, timeout_s, return_result)
         self._check_modality(modality)
         conditioner = self._conditioner(prompt, modality, memory_strength) if memory_guided else None
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
         options |= {name: value for name, value in chosen.items() if value is not None}
-        if modality == IMAGE:
+        if modality in MADE:
             unfit = {"suffix": suffix, "max_new_tokens": max_new_tokens, "output_type": options.get("output_type")}
-            check_left_out(unfit)
-            options |= {"num_inference_steps": num_steps, "output_type": "pt"}
+            check_left_out(modality, unfit)
+            options |= {"num_inference_steps": num_steps, "output_type": MADE[modality]}
         else:
             length = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
             check_positive("max_new_tokens", length)
@@ -207,7 +230,7 @@ class ArrowEngine:
         def work(step: Step) -> Any:
             # a pipeline of its own for each request: pipelines remember an interrupt
             pipe = self._pipeline(modality)
-            watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result and modality != IMAGE)
+            watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result and modality not in MADE)
             recalls = []
             if conditioner is not None:
                 recalls = conditioner.recall(namespace, as_texts("prompt", prompt), num_recalled)
@@ -215,7 +238,7 @@ class ArrowEngine:
                 step()
             with use_adapter() as applied:
                 output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
-            made = as_bytes(output.images) if modality == IMAGE else output.texts
+            made = handed_out(output, modality)
             made = made if isinstance(prompt, list) or len(made) > 1 else made[0]
             if not return_result:
                 return made
@@ -223,14 +246,55 @@ class ArrowEngine:
             extra = {"num_forward_passes": output.num_forward_passes, "adapter": applied}
             if conditioner is not None:
                 extra["recalled"] = recalled if isinstance(prompt, list) else recalled[0]
-            if modality != IMAGE:
+            if modality == AUDIO:
+                extra |= {name: getattr(output, name) for name in ("alignments", "checks", "scores")}
+            elif modality != IMAGE:
                 extra |= {
                     "finished": output.finished,
                     "completion_ids": output.completion_ids,
                     "acceptance_rate": output.acceptance_rate,
                     "energy_history": output.energy_history,
                 }
-            return Result(made, seed, tuple(watch.step_ms), tuple(watch.uncertainty), extra=extra)
+            rate = output.sampling_rate_hz if modality == AUDIO else None
+            return Result(made, seed, tuple(watch.step_ms), tuple(watch.uncertainty), rate, extra)
+
+        return self.queue.submit(work, timeout_s)
+
+    def _submit_together(
+        self,
+        prompt: str | list[str] | None,
+        modality: str | Sequence[str],
+        options: dict[str, Any],
+        adapter: str | None,
+        seed: int | None,
+        timeout_s: float | None,
+        return_result: bool,
+    ) -> Request:
+        """Queue a request for an avatar, or for several modalities at once."""
+        asked = asked_modalities(modality)
+        trained = self.model.checkpoint_facts.get("supported_modalities", asked)
+        if not set(asked) <= set(trained):
+            raise ValueError(
+                f"modality must be among those that the checkpoint was trained for, {trained}, got {asked}"
+            )
+        seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
+        given = told_together(prompt, asked, options)
+        use_adapter = self._adapters_of("diffusion").request(adapter, prompt)
+
+        def work(step: Step) -> Any:
+            parts = (self.model, self.scheduler, self.speech_scheduler, self.tokenizer)
+            pipe = UnifiedDiffusionJointPipeline(*parts, self.vocoder, self.vae, self.image_scheduler)
+            pipe.set_progress_bar_config(disable=True)
+            watch = StepWatch(step, given.pop("callback_on_step_end", None), False)
+            with use_adapter() as applied:
+                output = pipe(modality=asked, seed=seed, **watch.callback_options(given), **given)
+            made = made_together(output, isinstance(prompt, list))
+            made = made[modality] if isinstance(modality, str) else made
+            if not return_result:
+                return made
+            times = {name: getattr(output, name) for name in ("words", "phonemes", "visemes", "avatar_rate_hz")}
+            extra = {"num_forward_passes": output.num_forward_passes, "adapter": applied, **times}
+            return Result(made, seed, tuple(watch.step_ms), (), output.sampling_rate_hz, extra)
 
         return self.queue.submit(work, timeout_s)
 
@@ -354,18 +418,18 @@ class ArrowEngine:
         """What asks the memory; ValueError where there is none, or nothing to ask it."""
         if self.memory is None:
             raise ValueError("memory_guided needs a memory (an ArrowStorage or its folder), got None")
-        if modality == IMAGE:
-            raise ValueError("memory_guided must be False for images, got True")
+        if modality in MADE:
+            raise ValueError(f"memory_guided must be False for {modality}, got True")
         as_texts("prompt", prompt)
         from .memory.memory_conditioner import MemoryConditioner, check_strength  # FAISS and datasets take seconds
 
         check_strength(strength)
         return MemoryConditioner(self.model, self.tokenizer, self.memory, self._encoder.name)
 
-    def _pipeline(
-        self, modality: str
-    ) -> UnifiedDiffusionTextPipeline | UnifiedDiffusionCodePipeline | UnifiedDiffusionImagePipeline:
-        if modality == IMAGE:
+    def _pipeline(self, modality: str) -> DiffusionPipeline:
+        if modality == AUDIO:
+            pipe = UnifiedDiffusionSpeechPipeline(self.model, self.speech_scheduler, self.tokenizer, self.vocoder)
+        elif modality == IMAGE:
             pipe = UnifiedDiffusionImagePipeline(self.model, self.image_scheduler, self.tokenizer, self.vae)
         else:
             pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
@@ -373,8 +437,8 @@ class ArrowEngine:
         return pipe
 
     def _check_modality(self, modality: str) -> None:
-        check_choice("modality", modality, (*PIPELINES, IMAGE))
-        trained = self.model.checkpoint_facts.get("supported_modalities", [*PIPELINES, IMAGE])
+        check_choice("modality", modality, (*PIPELINES, *MADE))
+        trained = self.model.checkpoint_facts.get("supported_modalities", [*PIPELINES, *MADE])
         if modality not in trained:
             raise ValueError(f"modality must be one that the checkpoint was trained for, {trained}, got {modality!r}")
         if modality == IMAGE and self.vae is None:

@@ -1,11 +1,14 @@
 """The transformers task is the diffusers pipeline behind another door."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import pipeline
 
 import hf_unified_diffusion
+from hf_unified_diffusion.pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from hf_unified_diffusion.pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
+from hf_unified_diffusion.schedulers.flow_matching import speech_scheduler
 from hf_unified_diffusion.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 SHORT = {"max_new_tokens": 12, "block_length": 8, "num_inference_steps": 4}
@@ -21,6 +24,16 @@ def test_it_writes_what_the_pipelines_write(task, pipe, code_pipe):
         expected = [{"generated_text": text} for text in writer(["def f(", "x"], seed=1, **SHORT).texts]
         assert task(["def f(", "x"], modality=modality, seed=1, **SHORT) == expected
     assert task("x", seed=1, **SHORT) == [{"generated_text": pipe("x", seed=1, **SHORT).texts[0]}]
+
+
+def test_it_speaks_what_the_pipeline_speaks(task, model, tokenizer):
+    pipe = UnifiedDiffusionSpeechPipeline(model, speech_scheduler(), tokenizer)
+    expected = pipe(["Two.", "One fish."], num_inference_steps=2, seed=1).audios
+    found = task(["Two.", "One fish."], modality="audio", num_inference_steps=2, seed=1, batch_size=1)
+    assert [sorted(each) for each in found] == [["audio", "sampling_rate"]] * 2
+    for each, sound in zip(found, expected, strict=True):
+        assert each["sampling_rate"] == 24_000
+        assert np.abs(each["audio"] - sound).max() < 1e-3
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -55,7 +68,7 @@ def test_saved_and_loaded_by_name(task, tmp_path, kind):
 @pytest.mark.parametrize(
     ("inputs", "arguments", "message"),
     [
-        ("x", {"modality": "smell"}, r"modality must be one of \['code', 'image', 'text'\], got 'smell'"),
+        ("x", {"modality": "smell"}, r"modality must be one of \['audio', 'code', 'image', 'text'\], got 'smell'"),
         ("x", {"modality": "image"}, "must hold an autoencoder of diffusers in 'vae' .* got ''"),
         ("", {}, "prompt must not be empty"),
         ([], {}, "inputs must hold at least one string, got an empty list"),

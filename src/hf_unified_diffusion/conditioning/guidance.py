@@ -38,10 +38,54 @@ def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoise
     def denoise(
         x_t: Shaped[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
     ) -> Float[Tensor, "batch *out"]:
-        clean = denoiser(x_t, t, condition).float()
+        return pushed_away(denoiser(x_t, t, condition).float(), null_denoiser(x_t, t, None).float(), scale)
+
+    return denoise
+
+
+def pushed_away(
+    clean: Float[Tensor, "batch *out"], null: Float[Tensor, "batch *out"], scale: float
+) -> Float[Tensor, "batch *out"]:
+    """null + scale (clean - null), for a caller that has both estimates; see `guided`."""
+    mixed = null + scale * (clean - null)
+    return torch.where(clean.isneginf(), clean, mixed)  # -inf - -inf would be NaN
+
+
+def guided_by_parts(
+    denoiser: Denoiser, part_denoiser: Denoiser, null_denoiser: Denoiser, part_scale: float, rest_scale: float
+) -> Denoiser:
+    """Two conditions with a scale each: null + a (part - null) + b (both - part) (arXiv:2211.09800, eq. 3).
+
+    For continuous data. Only what the scales leave in is asked for: one denoiser where both are 1, two where they are
+    equal, where `part_scale` is 1, or where `rest_scale` is 0.
+
+    Args:
+        denoiser: sees both conditions.
+        part_denoiser: sees one of them, such as the text without the voice.
+        null_denoiser: sees neither.
+        part_scale: a, of the one that `part_denoiser` sees.
+        rest_scale: b, of the other.
+
+    Raises:
+        ValueError: for a scale that is negative, infinite or NaN.
+
+    Usage: `denoiser = guided_by_parts(cloned, spoken, null, part_scale=2.0, rest_scale=1.5)`
+    """
+    for scale in (part_scale, rest_scale):
+        check_guidance_scale(scale)
+    if part_scale == rest_scale:
+        return guided(denoiser, null_denoiser, rest_scale)
+    if part_scale == 1:
+        return guided(denoiser, part_denoiser, rest_scale)
+    if rest_scale == 0:
+        return guided(part_denoiser, null_denoiser, part_scale)
+
+    def denoise(
+        x_t: Shaped[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
+    ) -> Float[Tensor, "batch *out"]:
+        clean, part = denoiser(x_t, t, condition).float(), part_denoiser(x_t, t, condition).float()
         null = null_denoiser(x_t, t, None).float()
-        mixed = null + scale * (clean - null)
-        return torch.where(clean.isneginf(), clean, mixed)  # -inf - -inf would be NaN
+        return null + part_scale * (part - null) + rest_scale * (clean - part)
 
     return denoise
 

@@ -287,10 +287,9 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
 
     def decode(self, hidden: Float[Tensor, "*shape width"], modality: str) -> Tensor:
         """The clean sample: logits for tokens (never the mask token: SUBS, arXiv:2406.07524), E[x_0] otherwise."""
-        head = self.heads[modality]
-        if isinstance(head, ContinuousHead):
-            return head(hidden)
-        hidden = head(hidden)
+        hidden = self.heads[modality](hidden)
+        if modality in self.projections:  # by its name, since an adapter may wrap the head
+            return hidden
         if self.unembedding is None:
             with present(self.token_embedding):
                 logits = self.token_embedding.unembed(hidden)

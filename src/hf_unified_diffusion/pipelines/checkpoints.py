@@ -10,18 +10,19 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig, SchedulerMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import CONFIG_NAME
 
 from ..modeling.diffusers_weights import load_diffusers_model
 from ..modeling.embedded import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..modeling.parquet_weights import find_file, find_weights
-from ..schedulers.flow_matching import flow_scheduler
+from ..schedulers.flow_matching import flow_scheduler, speech_scheduler
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 VAE, IMAGE_SCHEDULER = "vae", "image_scheduler"  # folders in the folder of a model
+VOCODER, SPEECH_SCHEDULER = "vocoder", "speech_scheduler"
 
 
 def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +111,35 @@ def save_image_parts(folder: str | os.PathLike[str], scheduler: SchedulerMixin, 
     """
     scheduler.save_pretrained(Path(folder) / IMAGE_SCHEDULER)
     vae.save_pretrained(Path(folder) / VAE)
+
+
+def has_speech_parts(folder: str | Path) -> bool:
+    """Whether a local folder of a model has a vocoder."""
+    return bool(str(folder)) and (Path(folder) / VOCODER / CONFIG_NAME).is_file()
+
+
+def load_speech_parts(folder: str | Path) -> tuple[SchedulerMixin, PreTrainedModel | None]:
+    """Scheduler and vocoder for speech of a model folder; None without a vocoder.
+
+    Usage: `scheduler, vocoder = load_speech_parts(folder)`
+    """
+    vocoder = AutoModel.from_pretrained(Path(folder) / VOCODER).eval() if has_speech_parts(folder) else None
+    path = Path(folder) / SPEECH_SCHEDULER
+    if not path.is_dir():
+        return speech_scheduler(), vocoder
+    return class_of(path, SchedulerMixin.config_name, SchedulerMixin).from_pretrained(path), vocoder
+
+
+def save_speech_parts(
+    folder: str | os.PathLike[str], scheduler: SchedulerMixin, vocoder: PreTrainedModel | None
+) -> None:
+    """Save what `load_speech_parts` reads into the folder of a model.
+
+    Usage: `save_speech_parts(folder, pipe.scheduler, pipe.vocoder)`
+    """
+    scheduler.save_pretrained(Path(folder) / SPEECH_SCHEDULER)
+    if vocoder is not None:
+        vocoder.save_pretrained(Path(folder) / VOCODER)
 
 
 def class_of(folder: Path, config_name: str, kind: type) -> Any:

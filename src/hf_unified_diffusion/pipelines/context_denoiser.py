@@ -55,7 +55,7 @@ class ContextDenoiser:
         self.cache = ContextCache()
         self.num_passes = 0
         self.next_logits: Float[Tensor, "batch vocab"] | None = None
-        self._waiting: Segment | None = None
+        self._waiting: list[Segment] = []
         self._positions: Float[Tensor, "batch length *axes"] | None = None
         self._real: Bool[Tensor, "batch length"] | None = None
 
@@ -72,7 +72,14 @@ class ContextDenoiser:
         positions: Float[Tensor, "batch length"] | None = None,
     ) -> None:
         """Let clean tokens join the context with the next pass; `mask` is False at padding."""
-        self._waiting = Segment(self.context_modality, ids, positions=positions, mask=mask)
+        self.remember_segments([Segment(self.context_modality, ids, positions=positions, mask=mask)])
+
+    def remember_segments(self, segments: Sequence[Segment]) -> None:
+        """Let clean segments of any modalities join the context with the next pass, in their order.
+
+        Usage: `denoiser.remember_segments(lay_out(rows, bos_token_id).contexts)`
+        """
+        self._waiting = list(segments)
 
     def place(
         self,
@@ -118,15 +125,15 @@ class ContextDenoiser:
         return self._forward([])[-1]
 
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
-        waiting, self._waiting = self._waiting, None
+        waiting, self._waiting = self._waiting, []
         condition = self.condition if condition is None else condition
-        segments = canvases if waiting is None else [waiting, *canvases]
+        segments = [*waiting, *canvases]
         options = {"condition": condition, "cache": self.cache, "controls": self.controls}
         with per_row(self.model, self.adapter_names):
-            output = self.model(segments=segments, use_cache=waiting is not None, **options)
+            output = self.model(segments=segments, use_cache=bool(waiting), **options)
         self.num_passes += 1
-        if waiting is not None:
-            self.next_logits = last_real(output.predictions[0], waiting.mask)
+        if waiting and waiting[-1].modality == self.context_modality:
+            self.next_logits = last_real(output.predictions[len(waiting) - 1], waiting[-1].mask)
         return output.predictions
 
 

@@ -144,9 +144,10 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         stop: str | list[str] | None = None,
         end_rules: Sequence[EndRule] = (),
         at_bound: EndRule | None = None,
+        row_goes_on: Callable[[int], bool] | None = None,
         num_return_sequences: int = 1,
         adapter_names: Sequence[str | None] | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
@@ -197,10 +198,11 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
                 after each block.
             at_bound: such a function for a text that reached `max_new_tokens`, asked once; None keeps all. A streamer
                 has seen the rest by then.
+            row_goes_on: asked with the number of a row after each block; a row that it denies ends there.
             num_return_sequences: texts per prompt, one after the other.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
-            seed: at least 0; row i always draws the same numbers from a seed.
+            seed: at least 0; row i always draws the same numbers from a seed. A list has one a row.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, t, tensors) and returns the tensors, `sample` possibly changed.
             callback_on_step_end_tensor_inputs: of "sample", int64 (b, n), the canvas of the b rows that go on, and
@@ -272,7 +274,7 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
                 if shape is not None:  # one row of several, perhaps once more
                     under = self._constrained(constraint, codec, scheduler, rows, options)
                 filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, under)
-                writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound)
+                writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound, row_goes_on)
                 passes, acceptance_rate = self._write(rows, options, filler, writer, steering, device, shape)
                 writer.close()
                 return Run(writer, passes, acceptance_rate)

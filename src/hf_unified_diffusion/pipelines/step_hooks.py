@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .canvas_filling import OnStep
 from .diffusion_core import AfterStep
+from .joint_canvases import AfterJointStep, Canvas
 
 # (pipe, step, t, tensors) -> tensors; diffusers' PipelineCallback is one
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -38,12 +40,17 @@ def told(
     """Call a callback with the tensors it asked for; gives the first tensor, the sample, as the callback left it."""
     name, sample = next(iter(tensors.items()))
     changed = callback(pipe, step, t, {wanted: tensors[wanted] for wanted in names}).get(name, sample)
+    check_unchanged(name, changed, sample)
+    return changed
+
+
+def check_unchanged(name: str, changed: Tensor, sample: Tensor) -> None:
+    """Raise ValueError unless what a callback gave back has the shape and dtype of what it got."""
     if changed.shape != sample.shape or changed.dtype != sample.dtype:
         raise ValueError(
             f"a callback's {name} must stay {sample.dtype} {tuple(sample.shape)}, "
             f"got {changed.dtype} {tuple(changed.shape)}"
         )
-    return changed
 
 
 def step_hook(
@@ -81,5 +88,30 @@ def image_step_hook(
             latents = told(pipe, callback, names, step, timestep, tensors)
         progress.update()
         return latents, not pipe.interrupt
+
+    return after_step
+
+
+def joint_step_hook(
+    pipe: DiffusionPipeline,
+    callback: Callback | None,
+    names: Sequence[str],
+    canvases: Sequence[Canvas],
+    num_steps: int,
+    progress: tqdm,
+) -> AfterJointStep:
+    """The hook of one call for several modalities, whose canvases a callback may change."""
+
+    def after_step(step: int, clean: Sequence[Tensor]) -> bool:
+        if callback is not None:
+            samples = {canvas.modality: canvas.x_t for canvas in canvases if canvas.modality in names}
+            changed = callback(pipe, step, torch.tensor(1 - (step + 1) / num_steps), dict(samples))
+            for canvas in canvases:
+                if canvas.modality in samples:
+                    value = changed.get(canvas.modality, canvas.x_t)
+                    check_unchanged(canvas.modality, value, canvas.x_t)
+                    canvas.x_t = value
+        progress.update()
+        return not pipe.interrupt
 
     return after_step

@@ -247,11 +247,12 @@ def check_room(rows: TextRows, new_tokens: int, most: int) -> None:
 
 
 def row_generators(
-    seed: int | None, generator: Generator | list[Generator] | None, count: int, device: torch.device
+    seed: int | list[int] | None, generator: Generator | list[Generator] | None, count: int, device: torch.device
 ) -> list[Generator]:
     """One generator per row, so that no row's tokens depend on its batch.
 
-    A generator gives the seed by one draw; without either torch's global generator does.
+    A list of seeds has one a row, which then draws what it draws alone. A generator gives the seed by one draw; without
+    either torch's global generator does.
     """
     if seed is not None and generator is not None:
         raise ValueError(f"give seed or generator, not both; got seed={seed!r} and a {type(generator).__name__}")
@@ -259,6 +260,10 @@ def row_generators(
         if len(generator) != count:
             raise ValueError(f"a list of generators must have one per row ({count}), got {len(generator)}")
         return list(generator)
+    if isinstance(seed, list):
+        if len(seed) != count:
+            raise ValueError(f"a list of seeds must have one per row ({count}), got {len(seed)}")
+        return [row_generators(one, None, 1, device)[0] for one in seed]
     if seed is None:
         at = "cpu" if generator is None else generator.device
         seed = int(torch.randint(LARGEST_SEED, (), generator=generator, device=at))

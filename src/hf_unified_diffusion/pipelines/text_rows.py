@@ -34,6 +34,7 @@ class RowWriter:
         ids: the tokens of each row so far.
         finished: whether a row ended by its end token or a rule.
         at_bound: what stays of a row that did not, asked by `close`; all of it where this is None or says None.
+        goes_on: whether a row is still wanted; one that is not gets no more.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class RowWriter:
         end_rules: Sequence[EndRule] = (),
         streamer: BaseStreamer | None = None,
         at_bound: EndRule | None = None,
+        goes_on: Callable[[int], bool] | None = None,
     ):
         self.codec, self.rows, self.most = codec, rows, most
         self.end_rules, self.streamer, self.at_bound = end_rules, streamer, at_bound
+        self.goes_on = goes_on
         self.cut: dict[int, int] = {}  # row -> characters that stay
         self.ids: list[list[int]] = [[] for _ in rows.prompts]
         self.finished = [False] * len(rows)
@@ -79,6 +82,8 @@ class RowWriter:
             self.ids[row] += new[: min(size, room)]
             self.finished[row] = is_end and size < room
             self._apply_end_rules(row)
+            if self.goes_on is not None and not self.goes_on(row):
+                self.finished[row] = True
             if self.streamer is not None:
                 self.streamer.put(torch.tensor(self.ids[row][before:], dtype=torch.int64))
 

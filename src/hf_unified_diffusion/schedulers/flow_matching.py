@@ -36,6 +36,14 @@ def flow_scheduler(**config: Any) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **ours, **config})
 
 
+def speech_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """diffusers' Euler scheduler with more of its steps where there is much noise.
+
+    Usage: `scheduler = speech_scheduler()`
+    """
+    return flow_scheduler(use_dynamic_shifting=False, shift=2.0)
+
+
 def log_shift(config: Mapping[str, Any], num_tokens: int) -> float:
     """The logarithm of the shift that a scheduler's config gives a sample of so many tokens (diffusers' `mu`)."""
     low, high = config["base_image_seq_len"], config["max_image_seq_len"]

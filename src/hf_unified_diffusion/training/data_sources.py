@@ -8,8 +8,9 @@ from pathlib import Path
 
 SOURCES_FILE = Path(__file__).with_name("sources.json")
 IMAGE_SOURCES_FILE = Path(__file__).with_name("image_sources.json")
+SPEECH_SOURCES_FILE = Path(__file__).with_name("speech_sources.json")
 REGISTRIES = ("pypi", "npm", "debian")
-KINDS = ("corpus", "model", "names")
+KINDS = ("corpus", "model", "names", "evaluation")  # the last is never trained on
 # CC-BY-4.0 asks for attribution: NOTICE must name its sources once a checkpoint that saw them ships.
 # Share-alike licences and the GPL do not pass.
 # SPDX names, with "Public-Domain" for texts whose copyright has run out or was given up.

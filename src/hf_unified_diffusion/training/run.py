@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from diffusers.training_utils import EMAModel
 from torch import Generator, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -25,6 +24,7 @@ from .distillation import DistillationObjective
 from .latent_data import LatentBatch
 from .layouts import TokenBatch
 from .mixture import MicroBatches, check_shares, turn_of
+from .moving_average import MovingAverage
 from .objective import ScoreNetworkObjective, layout_for
 from .quantization_aware import RoundedWeights
 
@@ -191,8 +191,7 @@ class TrainingRun:
         optimizer = adamw(self.parameters, settings.weight_decay, settings.beta2)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.rounded = None if quantization is None else RoundedWeights(self.model, quantization, codes=codes)
-        self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
-        self.ema.to(accelerator.device)
+        self.ema = MovingAverage(self.parameters, settings.ema_decay)
         self.progress = Progress()
         if self.rounded is not None:
             accelerator.register_for_checkpointing(self.rounded)
@@ -254,12 +253,11 @@ class TrainingRun:
     @contextmanager
     def averaged(self) -> Iterator[UnifiedDiffusionModel]:
         """The model with its moving average in place; the trained weights come back afterwards."""
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        self.ema.put_into(self.parameters)
         try:
             yield self.model
         finally:
-            self.ema.restore(self.parameters)
+            self.ema.take_out_of(self.parameters)
 
     def save(self, folder: Path) -> None:
         """Write `model` (averaged) and `state` under `folder`; cut off anywhere, it leaves old or new, whole."""
@@ -293,8 +291,9 @@ class TrainingRun:
         if not was_saved(folder):
             raise ValueError(f"a run to resume must have been saved, got no {state / 'progress.json'}")
         self.accelerator.load_state(str(state))
-        averages = torch.load(state / "ema.pt", weights_only=True, map_location=self.accelerator.device)
-        self.ema.load_state_dict(averages)
+        # several processes on CPUs have devices such as cpu:0, which torch.load does not know
+        self.ema.load_state_dict(torch.load(state / "ema.pt", weights_only=True, map_location="cpu"))
+        self.ema.to(self.accelerator.device)
         if self.rounded is not None and (state / ROUNDED).exists():
             self.rounded.load_state_dict(torch.load(state / ROUNDED, weights_only=True))
         self.progress = Progress(**json.loads((state / "progress.json").read_text()))
