@@ -31,7 +31,7 @@ from tests.modeling.tiny import MASK, assert_same, canvas, noised, open_model, r
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
 SHAPES = [(1, 2, 3, 2), (3, 7, 1, 5), (2, 2, 9, 6)]  # batch, context, canvas, cached
-ATOL = 2e-5  # float32, logits of a few units
+IN_TORCH, IN_OTHERS = 2e-5, 1e-4  # float32, logits of a few units; other runtimes have other kernels
 
 
 def quantized_folder(folder: Path, bits: int = 4) -> Path:
@@ -54,11 +54,13 @@ def padded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return inputs
 
 
-def assert_answers(graph: DenoisingGraph, run: Callable[[dict[str, Tensor]], list], shapes=SHAPES) -> None:
+def assert_answers(
+    graph: DenoisingGraph, run: Callable[[dict[str, Tensor]], list], shapes=SHAPES, atol=IN_TORCH
+) -> None:
     for shape in shapes:
         inputs = padded(example_inputs(graph.model.config, *shape))
         for found, expected in zip(run(inputs), graph(**inputs), strict=True):
-            assert_same(torch.as_tensor(found), expected, ATOL)
+            assert_same(torch.as_tensor(found), expected, atol)
 
 
 def test_the_module_is_the_network_with_its_cache() -> None:
@@ -116,7 +118,7 @@ def test_onnx_and_openvino_give_the_networks_answers_and_texts(tmp_path: Path) -
     for name, folder in folders.items():
         run = GraphTransformer.from_folder(folder).run
         shapes = [*SHAPES, (1, 1, 1, 1)]
-        assert_answers(graph, lambda inputs, run=run: run({k: v.numpy() for k, v in inputs.items()}), shapes)
+        assert_answers(graph, lambda inputs, run=run: run({k: v.numpy() for k, v in inputs.items()}), shapes, IN_OTHERS)
         pipe = graph_pipeline(folder)
         pipe.set_progress_bar_config(disable=True)
         assert [pipe(["a", "a longer one"], max_new_tokens=12, seed=1, **way).texts for way in ways] == expected, name

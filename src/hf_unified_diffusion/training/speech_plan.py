@@ -27,7 +27,9 @@ class Line:
         return self.voices[0] if len(self.voices) == 1 else f"{self.voices[0]}*{self.share:g}+{self.voices[1]}"
 
 
-def plan_lines(split: str, shards: Path, voices: list[str], mixes: list[tuple[str, str, float]], count: int) -> list[Line]:
+def plan_lines(
+    split: str, shards: Path, voices: list[str], mixes: list[tuple[str, str, float]], count: int
+) -> list[Line]:
     """The first `count` rows of a split.
 
     Train and validation are spoken by the seen voices; a quarter of train by mixes of two of them. Of test, the first

@@ -13,7 +13,20 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 QUOTED = re.compile(r'"([^"]{12,120})"')  # wordnet's examples of use
 PLAIN = re.compile(r"[A-Za-z][A-Za-z',;:\- ]*(?:[0-9]{1,4}[A-Za-z',;:\- ]*)?[.!?]")
 ONES = ["Anna", "Omar", "Julia", "Henry", "Priya", "David", "Grace", "Lucas", "Maria", "Victor", "Naomi", "Peter"]
-LAST = ["Smith", "Garcia", "Brown", "Miller", "Carter", "Lopez", "Turner", "Walker", "Adams", "Fischer", "Young", "Baker"]
+LAST = [
+    "Smith",
+    "Garcia",
+    "Brown",
+    "Miller",
+    "Carter",
+    "Lopez",
+    "Turner",
+    "Walker",
+    "Adams",
+    "Fischer",
+    "Young",
+    "Baker",
+]
 PLACES = ["London", "Chicago", "Berlin", "the library", "the station", "Boston", "the market", "Oslo", "the school"]
 THINGS = ["apples", "letters", "tickets", "books", "chairs", "stamps", "bottles", "flowers", "coins", "windows"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
