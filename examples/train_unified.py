@@ -1,4 +1,4 @@
-"""Train the score network: text, code, and latents with captions, from an autoregressive checkpoint or from scratch.
+"""Train the score network, from an autoregressive checkpoint or from scratch: text, code, latents, and speech.
 
     python examples/train_unified.py --initial_model SmolLM2-folder --from_autoregressive true \
         --tokenizer tokenizer-folder --output_dir runs/edge --max_train_steps 2000
@@ -34,6 +34,7 @@ from hf_unified_diffusion.training.objective import ScoreNetworkObjective
 from hf_unified_diffusion.training.packs import open_packed_latents, open_packed_tokens
 from hf_unified_diffusion.training.run import LearningRate, TrainingRun, was_saved
 from hf_unified_diffusion.training.run_log import append_record, forget_after
+from hf_unified_diffusion.training.speech_data import SpokenRows, open_speech
 from hf_unified_diffusion.training.stages import StageArguments, parse_arguments, read_stages
 from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards
 
@@ -112,6 +113,23 @@ def latent_data(args: StageArguments, tokenizer) -> tuple[list[CaptionedLatents]
     return train, held_out
 
 
+def speech_data(args: StageArguments, tokenizer) -> tuple[list[SpokenRows], HeldOut]:
+    """Training rows and held-out batches of speech."""
+    if args.speech is None:
+        return [], {}
+    cache = Path(args.output_dir).parent / "speech"
+    rows, unseen = (
+        open_speech(Path(args.speech).glob(f"{split}/*.parquet"), cache) for split in ("train", "validation")
+    )
+    dropout = {"text_dropout": args.caption_dropout, "reference_dropout": args.reference_dropout}
+    train = SpokenRows(rows, tokenizer, args.speech_batch_tokens, **dropout, faces=args.faces)
+    source = SpokenRows(unseen, tokenizer, EVALUATION_LATENTS, text_dropout=0.0, reference_dropout=0.0)
+    batches = []
+    while sum(len(batch.sounds) for batch in batches) < args.evaluation_latents:
+        batches.append(source.batch(len(batches), seed=0))
+    return [train], {train.modality: batches}
+
+
 def train(args: StageArguments) -> TrainingRun:
     """One stage, from its data to its last checkpoint."""
     out = Path(args.output_dir)
@@ -128,6 +146,7 @@ def train(args: StageArguments) -> TrainingRun:
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with accelerator.main_process_first():
         (rows, unseen_rows), (latents, unseen_latents) = token_data(args, tokenizer), latent_data(args, tokenizer)
+        spoken, unseen_speech = speech_data(args, tokenizer)
     model = build_model(args, tokenizer)
     for source in latents:
         model.resize_modality(source.modality, source.shards.width)
@@ -136,11 +155,12 @@ def train(args: StageArguments) -> TrainingRun:
     if args.quantization_bits is not None:
         quantization = ArrowQuantConfig(args.quantization_bits, args.quantization_group_size, args.int8_modules)
     settings = args.run_settings()
-    data = [source for source in (*rows, *latents) if not settings.shares or source.modality in settings.shares]
+    sources = (*rows, *latents, *spoken)
+    data = [source for source in sources if not settings.shares or source.modality in settings.shares]
     run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization)
     if args.resume:
         run.restore(out)
-    follow(run, args, unseen_rows | unseen_latents, bytes_per_token(tokenizer), dtype)
+    follow(run, args, unseen_rows | unseen_latents | unseen_speech, bytes_per_token(tokenizer), dtype)
     return run
 
 

@@ -266,7 +266,7 @@ class ArrowEngine:
         modality: str | Sequence[str],
         options: dict[str, Any],
         adapter: str | None,
-        seed: int | None,
+        seed: int | list[int] | None,
         timeout_s: float | None,
         return_result: bool,
     ) -> Request:

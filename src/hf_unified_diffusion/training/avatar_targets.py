@@ -37,7 +37,6 @@ def avatar_targets(
     ends_s: Sequence[float],
     num_tokens: int,
     waveform: Float32[np.ndarray, "samples"] | None = None,
-    sampling_rate_hz: int = SAMPLING_RATE_HZ,
     seed: int | None = 0,
 ) -> Float32[np.ndarray, "tokens 52"]:
     """The face of a clip, one row for each token of 1/20 s, in [0, 1]; the same arguments give the same face.
@@ -81,14 +80,9 @@ def row_face(
 
     Usage: `row_face(row, waveform, num_tokens=40)`
     """
-    seed = row_seed(row["text"], row["voice"])
+    seed = zlib.crc32(f"{row['voice']}\0{row['text']}".encode())
     ends = heard_ends(row["phoneme_ends_s"], row["source"])
-    return avatar_targets(row["phonemes"], ends, num_tokens, waveform, seed=seed)
-
-
-def row_seed(text: str, voice: str) -> int:
-    """The seed of a row of the data: the same text and voice always move alike."""
-    return zlib.crc32(f"{voice}\0{text}".encode())
+    return avatar_targets(row["phonemes"], ends, num_tokens, waveform, seed)
 
 
 def spoken(

@@ -26,6 +26,7 @@ class StageArguments:
     tokenizer: str
     shards: str = "data/shards"
     latents: list[str] = field(default_factory=list)  # image=data/images: a folder with train/ and validation/
+    speech: str | None = None  # a folder with train/ and validation/ of speech: the modality audio
     packs: list[str] = field(default_factory=list)  # of `make pack`: data come from these, and from no other folder
     initial_model: str | None = None  # a folder of ours, or with from_autoregressive a Llama- or Qwen-shaped one
     from_autoregressive: bool = False
@@ -40,6 +41,9 @@ class StageArguments:
     sequence_length: int = 256
     train_batch_size: int = 4  # rows of tokens
     latent_batch_tokens: int = 1024  # tokens of a micro-batch of latents, their captions not counted
+    speech_batch_tokens: int = 1024  # of sound in a micro-batch, 20 a second, references not counted
+    reference_dropout: float = 0.3  # of speech: the share without a reference; caption_dropout is that without anything
+    faces: bool = False  # speech comes with its face, of the modality avatar
     gradient_accumulation_steps: int = 1
     max_train_steps: int = 1000
     max_train_minutes: float | None = None  # the learning rate then follows the clock
