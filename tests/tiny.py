@@ -25,17 +25,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(**changes) -> UnifiedDiffusionModel:
     """Random weights, the same each time; `changes` are values of the configuration."""
     torch.manual_seed(0)
-    config = UnifiedDiffusionConfig(
-        vocab_size=258,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=64,
-        mask_token_id=257,
-        **changes,
-    )
-    return UnifiedDiffusionModel(config).eval()
+    values = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 64,
+        "mask_token_id": 257,
+    }
+    return UnifiedDiffusionModel(UnifiedDiffusionConfig(**{**values, **changes})).eval()
 
 
 def save_tiny_checkpoint(folder: Path) -> Path:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .contracts import Result as Result
     from .contracts import Segment as Segment
     from .conversion.convert import convert_checkpoint as convert_checkpoint
+    from .conversion.graph_export import export_graph as export_graph
+    from .conversion.graph_runner import graph_pipeline as graph_pipeline
     from .engine import ArrowEngine as ArrowEngine
     from .memory import ArrowStorage as ArrowStorage
     from .modeling.attention_rule import ContextCache as ContextCache
@@ -102,6 +104,8 @@ _MODULES = {
     "composed": "conditioning.composition",
     "controlled": "conditioning.control",
     "convert_checkpoint": "conversion.convert",
+    "export_graph": "conversion.graph_export",
+    "graph_pipeline": "conversion.graph_runner",
     "load_diffusers_model": "modeling.diffusers_weights",
     "plan_memory": "modeling.memory_plan",
     "read_parquet_weights": "quantization",

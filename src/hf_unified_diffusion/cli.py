@@ -17,6 +17,7 @@ from .cli_generate import add_generate
 from .cli_memory import add_memory
 from .cli_serve import add_serve
 from .conversion.convert import CONVERTED_BITS, convert_checkpoint
+from .conversion.graph_export import GRAPH_FILES, GRAPH_WEIGHTS, export_graph
 from .modeling.memory_plan import plan_memory, recommended
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .modeling.tiers import TIERS
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser.add_argument("folder", nargs="?", default=str(EMBEDDED_CHECKPOINT), help="default: the embedded one")
         subparser.set_defaults(command=command)
     add_convert(commands)
+    add_export(commands)
     add_plan(commands)
     add_memory(commands)
     add_serve(commands)
@@ -131,6 +133,23 @@ def convert(chosen: argparse.Namespace) -> None:
     if chosen.report is not None:
         chosen.report.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
     print("\n".join(report.lines()))
+
+
+def add_export(commands: Any) -> None:
+    """The arguments of `export`."""
+    subparser = commands.add_parser("export", help=export.__doc__, description=export.__doc__)
+    subparser.add_argument("source", nargs="?", default=str(EMBEDDED_CHECKPOINT), help="default: the embedded one")
+    subparser.add_argument("destination", type=Path, help="a folder; one that is there is replaced")
+    subparser.add_argument("--format", default="onnx", help=f"one of {', '.join(GRAPH_FILES)}")
+    subparser.add_argument("--modality", default="text", help="of the tokens: text or code")
+    subparser.add_argument("--weights", default="dense", help=f"one of {', '.join(GRAPH_WEIGHTS)}: float32, or codes")
+    subparser.set_defaults(command=export)
+
+
+def export(chosen: argparse.Namespace) -> None:
+    """Write one denoising pass as a graph for another runtime, with tokenizer and scheduler beside it."""
+    file = export_graph(chosen.source, chosen.destination, chosen.format, chosen.modality, chosen.weights)
+    print(f"{file}: {sum(f.stat().st_size for f in file.parent.glob('graph.*')) / 1e6:.1f} MB")
 
 
 def add_plan(commands: Any) -> None:

@@ -95,6 +95,11 @@ class ContextCache:
         self.next_position: Float[Tensor, batch] | None = None
 
     def __len__(self) -> int:
+        return self.length
+
+    @property
+    def length(self) -> int:
+        """Cached tokens; unlike `len` it stays symbolic while a graph is traced."""
         return self.keys[0].shape[2] if self.keys else 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -122,7 +127,7 @@ class ContextCache:
         if roles is not None:
             new, kept = roles.document[:, :num_context], self.document
             if kept is None:
-                kept = torch.zeros(new.shape[0], len(self) - num_context, dtype=new.dtype, device=new.device)
+                kept = torch.zeros(new.shape[0], self.length - num_context, dtype=new.dtype, device=new.device)
             self.document = torch.cat([kept, new], dim=1)
 
     def select(self, rows: Int[Tensor, "rows"]) -> "ContextCache":
@@ -143,7 +148,7 @@ class ContextCache:
 
     def roles(self, batch: int, device: torch.device) -> TokenRoles:
         """The roles of the cached tokens."""
-        length = len(self)
+        length = self.length
         rank = torch.arange(length, device=device).expand(batch, length)
         zeros = torch.zeros_like(rank)
         return TokenRoles(zeros if self.document is None else self.document, zeros, rank, rank + 1)
@@ -154,7 +159,7 @@ def plan_attention(roles: TokenRoles | None, num_context: int, num_tokens: int, 
 
     Without roles nothing is padded, packed or limited, and the whole rule is a causal context and an open canvas.
     """
-    num_cached = len(cache)
+    num_cached = cache.length
     if roles is None and cache.document is None:
         if num_context <= 1 or num_cached == 0:
             return AttentionPlan(num_context, None, None, context_is_causal=num_context > 1)

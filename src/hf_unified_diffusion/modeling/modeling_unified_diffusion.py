@@ -37,6 +37,7 @@ from .control_pass import Control, ControlPass, check_controls
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import PreciseLinear, TimeEmbedding
 from .heads import ContinuousHead, TokenEmbedding, TokenHead
+from .offloading import present
 from .parquet_weights import HUB_KEYS, find_file
 from .pretrained import UnifiedDiffusionOutput, UnifiedDiffusionPreTrainedModel
 from .segments import layout
@@ -272,7 +273,8 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
 
     def embed(self, segment: Segment) -> Float[Tensor, "batch length width"]:
         """A segment's tokens as the trunk reads them: content, modality and, on a canvas, time."""
-        whose = self.modality_embedding[segment.modality]
+        with present(self.modality_embedding):
+            whose = self.modality_embedding[segment.modality]
         if segment.modality in self.projections:
             x = self.projections[segment.modality](segment.values.to(whose.dtype))
         else:
@@ -288,7 +290,11 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         hidden = self.heads[modality](hidden)
         if modality in self.projections:  # by its name, since an adapter may wrap the head
             return hidden
-        logits = self.token_embedding.unembed(hidden) if self.unembedding is None else self.unembedding(hidden)
+        if self.unembedding is None:
+            with present(self.token_embedding):
+                logits = self.token_embedding.unembed(hidden)
+        else:
+            logits = self.unembedding(hidden)
         if self.config.mask_token_id is not None:
             mask_token = torch.tensor([self.config.mask_token_id], device=logits.device)
             fill = logits.index_fill if logits.requires_grad else logits.index_fill_  # no copy where none is needed

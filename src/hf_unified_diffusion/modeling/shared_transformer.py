@@ -109,7 +109,7 @@ class SelfAttention(nn.Module):
         all_keys, all_values = cache.extended(self.layer, key, value)
         parts = []
         if num_context:
-            stop = len(cache) + num_context
+            stop = cache.length + num_context
             parts.append(
                 attend(
                     query[:, :, :num_context],

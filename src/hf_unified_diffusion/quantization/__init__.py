@@ -8,6 +8,7 @@ from .calibration import calibrated_codes
 from .configuration_arrowquant import QUANT_METHOD, ArrowQuantConfig
 from .dequantized_cache import DequantizedCacheInfo, dequantized_cache_info, set_dequantized_cache_bytes
 from .integer import dequantize, nearest_levels, quantize
+from .learned_table import learn_table
 from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights, stored_bytes
 from .parquet_files import ShardedParquetWeights, read_parquet_weights, write_parquet_weights
 from .parquet_layout import FormatError
@@ -35,6 +36,7 @@ __all__ = [
     "dequantize",
     "dequantized_cache_info",
     "layers_to_quantize",
+    "learn_table",
     "mark_quantized",
     "nearest_levels",
     "num_weights",

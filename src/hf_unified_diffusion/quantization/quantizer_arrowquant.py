@@ -72,6 +72,11 @@ class ArrowQuantHfQuantizer(HfQuantizer):
         if not layer.is_packed:
             raise ValueError(f"a layer to quantize needs its weight in the checkpoint, got none for {name}.weight")
         for tensor in ("weight", "weight_scale") if self.pre_quantized else ():
+            if getattr(layer, tensor).is_meta:
+                raise ValueError(
+                    f"device_map cannot put packed weights on the disk, got {name}.{tensor} there: Parquet weights are "
+                    "mapped from their file already; accelerate.disk_offload(model, folder) works after loading"
+                )
             if not getattr(getattr(layer, tensor), "_is_hf_initialized", False):
                 raise ValueError(f"a quantized layer needs codes and scales in the checkpoint, got no {name}.{tensor}")
 
