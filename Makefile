@@ -2,7 +2,11 @@
 # demo   text, an infill and a function written from a docstring, by the embedded checkpoint
 # test   the test suite                  check  format, lint, types, import layers
 # fuzz   broken weight files by the hundred thousand (minutes)
+# space  a page with a tab for everything the checkpoint does (SPACE_ARGS: a folder, --port)
 # data   fetch and build the corpus      train  train the score network on it      bench  every number of the README
+#
+# checkpoint  all of examples/unified.toml, from the data to the model card; CHECKPOINT_ARGS=--dry_run prints the plan
+# pack   data and code in folders of at most 60 MB, to train where little is installed (docs/accelerator.md)
 #
 # PYTHON is the interpreter to start from; one that has torch lends it, else TORCH is installed first.
 PYTHON ?= python3
@@ -10,7 +14,10 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 TRAIN_ARGS ?=
+CHECKPOINT_ARGS ?=
+PACK_ARGS ?= --tokenizer runs/edge_tokenizer --output_dir runs/packs --packs 2
 BENCHMARKS ?= perplexity generation infilling speed latency invariance loading
+SPACE_ARGS ?=
 FUZZ_ARGS ?= --mutations 200000 --processes 2
 
 BIN := $(VENV)/bin
@@ -18,7 +25,7 @@ STAMP := $(VENV)/.installed
 # glibc gives freed tensors back to the system and faults them in again: another allocator trains up to twice as fast on a CPU.
 ALLOCATOR = $(shell ldconfig -p 2>/dev/null | awk '/libtcmalloc_minimal\.so|libtcmalloc\.so|libjemalloc\.so/ {print $$NF; exit}')
 
-.PHONY: setup demo test fuzz check format data train bench
+.PHONY: setup demo space test fuzz check format data train bench checkpoint pack
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
@@ -30,6 +37,10 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/hf-unified-diffusion demo
+
+space: $(STAMP)
+	$(BIN)/python -c 'import gradio' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,memory]'
+	$(BIN)/python examples/space/app.py $(SPACE_ARGS)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -55,3 +66,9 @@ train: $(STAMP)
 
 bench: $(STAMP)
 	for name in $(BENCHMARKS); do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+checkpoint: $(STAMP)
+	$(if $(ALLOCATOR),LD_PRELOAD=$(ALLOCATOR)) $(BIN)/python examples/make_checkpoint.py $(CHECKPOINT_ARGS)
+
+pack: $(STAMP)
+	$(BIN)/python examples/make_pack.py $(PACK_ARGS)

@@ -1,7 +1,9 @@
-"""Train a ControlNet on a frozen score network, on examples that the project makes itself.
+"""Train a ControlNet on a frozen score network: on examples that the project makes itself, or on your own pictures.
 
     python examples/train_controlnet.py --task tools --output_dir runs/controlnet-tools --max_train_minutes 10
     python examples/train_controlnet.py --task reasoning --output_dir runs/controlnet-cot --max_train_minutes 10
+    python examples/train_controlnet.py --task edges --pretrained_model_name_or_path checkpoint \\
+        --train_data_dir photos --output_dir runs/controlnet-edges
 
 Arguments are named as in diffusers' train_controlnet.py. Everything a step does follows from its number and the seed:
 `--resume_from_checkpoint latest` goes on as if nothing had happened. The embedded checkpoint is the base by default; a
@@ -18,19 +20,24 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from PIL import ImageOps
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from hf_unified_diffusion import (
     ArrowQuantConfig,
+    Segment,
     UnifiedControlNetModel,
+    UnifiedDiffusionImagePipeline,
     UnifiedDiffusionTextPipeline,
 )
 from hf_unified_diffusion.codecs.text_codec import TextCodec
-from hf_unified_diffusion.pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_parts
+from hf_unified_diffusion.pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_image_parts, load_parts
 from hf_unified_diffusion.quantization import num_weights, quantize_model
+from hf_unified_diffusion.training.captioned_pictures import PictureSource, captions_of
 from hf_unified_diffusion.training.control_examples import ControlExample
 from hf_unified_diffusion.training.control_objective import ControlObjective, control_layout, encode_examples
+from hf_unified_diffusion.training.control_pictures import HintedPictures, edges
 from hf_unified_diffusion.training.machine import check_precision, precision_of
 from hf_unified_diffusion.training.objective import ObjectiveConfig
 from hf_unified_diffusion.training.reasoning_examples import reasoning_example
@@ -38,7 +45,11 @@ from hf_unified_diffusion.training.run import LearningRate, Progress, adamw
 from hf_unified_diffusion.training.run_log import append_record, forget_after
 from hf_unified_diffusion.training.tool_examples import tool_example
 
-TASKS: dict[str, Callable[[str, int, int], ControlExample]] = {"tools": tool_example, "reasoning": reasoning_example}
+EXAMPLES: dict[str, Callable[[str, int, int], ControlExample]] = {"tools": tool_example, "reasoning": reasoning_example}
+EDGES = "edges"
+TASKS = (*EXAMPLES, EDGES)
+PICTURES = ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "caption_column")
+PICTURES += ("streaming", "resolution")
 
 
 @dataclass
@@ -63,6 +74,17 @@ class Arguments:
     mixed_precision: str = "auto"  # auto: bf16 where the machine has units for it
     causal_weight: float = 1.0
     block_lengths: list[int] = field(default_factory=lambda: [8, 16, 32])
+    dataset_name: str | None = None  # of edges: on the Hub, or a local folder of Parquet files
+    dataset_config_name: str | None = None
+    train_data_dir: str | None = None  # of edges: a folder of pictures with metadata.jsonl
+    image_column: str = "image"
+    caption_column: str = "text"
+    streaming: bool = False
+    max_train_samples: int | None = None
+    max_eval_samples: int = 32
+    validation_split_percentage: int = 10
+    resolution: int = 256
+    proportion_empty_prompts: float = 0.1
     canvas_every: int = 2  # one step in so many has noisy blocks too, the others train the causal path alone
     validation_steps: int = 100
     num_validation_batches: int = 4
@@ -74,7 +96,7 @@ class Arguments:
 
     def __post_init__(self):
         if self.task not in TASKS:
-            raise ValueError(f"task must be one of {sorted(TASKS)}, got {self.task!r}")
+            raise ValueError(f"task must be one of {TASKS}, got {self.task!r}")
         check_precision(self.mixed_precision)
 
 
@@ -95,7 +117,8 @@ class ControlRun:
             self.controlnet = UnifiedControlNetModel.from_pretrained(start, dtype=torch.float32)
         else:
             sizes = {"num_blocks": args.num_blocks, "read_layer": args.read_layer}
-            self.controlnet = UnifiedControlNetModel.from_transformer(self.base, **sizes)
+            modality = "image" if args.task == EDGES else "text"
+            self.controlnet = UnifiedControlNetModel.from_transformer(self.base, modality, **sizes)
         if getattr(self.base, "is_quantized", False):
             self.base.dequantize(dtype)
         self.base.to(dtype)
@@ -107,21 +130,47 @@ class ControlRun:
         self.accelerator.register_load_state_pre_hook(self._load_controlnet)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.codec, self.progress = TextCodec(self.tokenizer), Progress()
+        if args.task == EDGES:
+            self._read_pictures()
+
+    def _read_pictures(self) -> None:
+        """Pictures and their edges of each split, and what draws them."""
+        args = self.args
+        source = PictureSource(**{name: getattr(args, name) for name in PICTURES})
+        image_scheduler, vae = load_image_parts(args.pretrained_model_name_or_path)
+        vae.to(self.accelerator.device)
+        self.drawer = UnifiedDiffusionImagePipeline(self.base, image_scheduler, self.tokenizer, vae)
+        self.drawer.set_progress_bar_config(disable=True)
+        limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
+        self.rows = source.splits(limits, args.validation_split_percentage)
+        self.pictures = {
+            split: HintedPictures.of(rows, source, self.drawer.codec, self.tokenizer, args.train_batch_size, dropped)
+            for (split, rows), dropped in zip(self.rows.items(), (args.proportion_empty_prompts, 0.0), strict=True)
+        }
 
     def losses(self, split: str, number: int) -> dict[str, torch.Tensor]:
         """The losses of batch `number` of a split."""
+        turn = number * self.accelerator.num_processes + self.accelerator.process_index
+        if self.args.task == EDGES:
+            parts, hint = self.pictures[split].batch(turn, self.args.seed)
+            self.progress.tokens += hint.values.shape[:2].numel()
+        else:
+            parts, hint = self.text_parts(split, number, turn * self.args.train_batch_size)
+        self.progress.positions += sum(s.values.shape[:2].numel() for s in (hint, *(segment for segment, _ in parts)))
+        device = self.accelerator.device
+        return self.objective([(s.to(device), t.to(device)) for s, t in parts], hint.to(device))
+
+    def text_parts(self, split: str, number: int, first: int) -> tuple[list, Segment]:
+        """Layout and hints of the examples from number `first` on."""
         args, config, size = self.args, self.base.config, self.args.train_batch_size
-        first = (number * self.accelerator.num_processes + self.accelerator.process_index) * size
-        rows = encode_examples(self.codec, [TASKS[args.task](split, i, args.seed) for i in range(first, first + size)])
+        made = [EXAMPLES[args.task](split, i, args.seed) for i in range(first, first + size)]
+        rows = encode_examples(self.codec, made)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
         turn, rest = divmod(number, args.canvas_every)
         block_length = args.block_lengths[turn % len(args.block_lengths)] if rest == 0 else None
         ids = config.mask_token_id, self.tokenizer.eos_token_id
-        parts, hint = control_layout(rows, "text", *ids, block_length, generator)
-        device = self.accelerator.device
         self.progress.tokens += sum(len(row.response) for row in rows)
-        self.progress.positions += sum(segment.values.numel() for segment, _ in parts) + hint.values.numel()
-        return self.objective([(s.to(device), t.to(device)) for s, t in parts], hint.to(device))
+        return control_layout(rows, "text", *ids, block_length, generator)
 
     def step(self, rate: LearningRate, share: float) -> dict[str, float]:
         """One optimizer step."""
@@ -155,8 +204,10 @@ class ControlRun:
         return {name: sum(values) / len(values) for name, values in found.items()}
 
     def sample(self, index: int = 0) -> str:
-        """What is written for a held-out example."""
-        example = TASKS[self.args.task]("validation", index, self.args.seed)
+        """What is written for a held-out example, or the file of what is drawn for one."""
+        if self.args.task == EDGES:
+            return self.drawn(index)
+        example = EXAMPLES[self.args.task]("validation", index, self.args.seed)
         pipe = UnifiedDiffusionTextPipeline(self.base, self.scheduler, self.tokenizer)
         pipe.set_progress_bar_config(disable=True)
         options = {"max_new_tokens": 64, "num_inference_steps": 8, "block_length": 8, "check_drafts": True}
@@ -171,6 +222,19 @@ class ControlRun:
                 **options,
             )
         return f"{example.prompt}{written.completions[0]}   (right: {example.response})"
+
+    def drawn(self, index: int) -> str:
+        """The file of a picture from the caption and the edges of a held-out one."""
+        row, side = self.rows["validation"][index], self.args.resolution
+        caption, *_ = captions_of(row[self.args.caption_column])
+        hint = edges(ImageOps.fit(row[self.args.image_column].convert("RGB"), (side, side)))
+        picture = self.drawer(
+            caption, side, side, controlnet=self.controlnet, control_image=hint, seed=self.args.seed
+        ).images[0]
+        file = self.out / "validation" / f"step_{self.progress.step}.png"
+        file.parent.mkdir(exist_ok=True)
+        picture.save(file)
+        return str(file)
 
     def save(self) -> None:
         """Write `checkpoint-N` and drop the oldest beyond the limit."""

@@ -9,6 +9,7 @@ above the dense one's: 0.077 are 8% of perplexity, 0.02 are 2%.
 
 import argparse
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,6 +77,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ema_decay", type=float, default=0.98)
     parser.add_argument("--evaluation_rows", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--earlier_stages", type=Path, nargs="*", default=[], help="output_dirs of the stages before")
+    parser.add_argument("--license", default="apache-2.0")
+    parser.add_argument("--base_model", help="that training started from")
+    parser.add_argument(
+        "--sources", nargs="*", default=[], help="of the corpus, that it was trained on; all by default"
+    )
     return parser.parse_args(argv)
 
 
@@ -115,8 +122,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # the layers that no calibration row reached are rounded as the dense network's would be
         quantized = quantize_model(copy.deepcopy(averaged).cpu().eval(), quantization, run.rounded.codes())
     check_budget(held_out_losses(quantized, validation, sizes, args), dense, args.loss_budget)
-    stage = {f"int{args.bits}_distillation": asdict(run.progress)}
-    facts = {"training": stage, "calibration_rows": args.calibration_rows}
+    stages = {one.name: json.loads((one / "state" / "progress.json").read_text()) for one in args.earlier_stages}
+    stages[f"int{args.bits}_distillation"] = asdict(run.progress)
+    facts = {"training": stages, "calibration_rows": args.calibration_rows, "license": args.license}
+    facts |= {"base_model": args.base_model, "training_sources": args.sources}
     write_checkpoint(quantized, tokenizer, args.output_dir, args.modalities, **facts)
     print(f"{bits_per_weight(quantized):.2f} bits per weight in {args.output_dir}")
 

@@ -1,8 +1,9 @@
-"""Train the score network: text, code, and latents with captions, from an autoregressive checkpoint or from scratch.
+"""Train the score network, from an autoregressive checkpoint or from scratch: text, code, latents, and speech.
 
     python examples/train_unified.py --initial_model SmolLM2-folder --from_autoregressive true \
         --tokenizer tokenizer-folder --output_dir runs/edge --max_train_steps 2000
     python examples/train_unified.py --configuration examples/unified.toml --stages align_pictures joint
+    python train_unified.py --packs pack-000 --slice_minutes 9 --resume ...           # where little is installed
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 examples/train_unified.py ...
 
 Everything a step does follows from its number and the seed, so `--resume true` gives the run it would have been.
@@ -12,6 +13,7 @@ With a configuration (see `read_stages`) the other arguments go before what its 
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,15 +27,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.modeling.vocabulary import truncate_bpe
 from hf_unified_diffusion.training.held_out import HeldOut, held_out_figures
-from hf_unified_diffusion.training.latent_data import CaptionedLatents, open_latents
+from hf_unified_diffusion.training.latent_data import CaptionedLatents, LatentShards, open_latents
 from hf_unified_diffusion.training.machine import matmul_rate, precision_of
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ScoreNetworkObjective
+from hf_unified_diffusion.training.packs import open_packed_latents, open_packed_tokens
 from hf_unified_diffusion.training.run import LearningRate, TrainingRun, was_saved
 from hf_unified_diffusion.training.run_log import append_record, forget_after
+from hf_unified_diffusion.training.speech_data import SpokenRows, open_speech
 from hf_unified_diffusion.training.stages import StageArguments, parse_arguments, read_stages
-from hf_unified_diffusion.training.token_data import bytes_per_token, pack_shards
+from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards
 
+STARTED = time.monotonic()  # of this call: a slice counts the data and the compiling too
 EVALUATION_BATCH = 4  # rows of tokens
 EVALUATION_LATENTS = 512  # tokens of a batch of latents
 
@@ -62,14 +67,29 @@ def build_model(args: StageArguments, tokenizer) -> UnifiedDiffusionModel:
     return model.train()
 
 
+def open_tokens(args: StageArguments, tokenizer, split: str, modality: str) -> PackedTokens:
+    """Documents of one split, from packs if there are some."""
+    if args.packs:
+        return open_packed_tokens([Path(pack) for pack in args.packs], split, modality)
+    cache = Path(args.output_dir).parent / "tokens"
+    return pack_shards(Path(args.shards).glob(f"{split}/*.parquet"), tokenizer, modality, cache)
+
+
+def open_samples(args: StageArguments, split: str) -> dict[str, LatentShards]:
+    """Samples of one split of the continuous modalities, from packs if there are some."""
+    if args.packs:
+        packs = [Path(pack) for pack in args.packs]
+        return {modality: open_packed_latents(packs, split, modality) for modality in args.latent_folders()}
+    cache = Path(args.output_dir).parent / "latents"
+    folders = args.latent_folders().items()
+    return {name: open_latents(folder.glob(f"{split}/*.parquet"), name, cache) for name, folder in folders}
+
+
 def token_data(args: StageArguments, tokenizer) -> tuple[list[TokenRows], HeldOut]:
     """Training rows and held-out batches of text and code."""
-    cache, train, held_out = Path(args.output_dir).parent / "tokens", [], {}
+    train, held_out = [], {}
     for modality in args.modalities:
-        packed, unseen = (
-            pack_shards(Path(args.shards).glob(f"{split}/*.parquet"), tokenizer, modality, cache)
-            for split in ("train", "validation")
-        )
+        packed, unseen = (open_tokens(args, tokenizer, split, modality) for split in ("train", "validation"))
         packed = packed if args.max_train_tokens is None else packed.first(args.max_train_tokens)
         train.append(TokenRows(packed, args.train_batch_size, args.sequence_length))
         rows = TokenRows(unseen, min(EVALUATION_BATCH, args.evaluation_rows), args.sequence_length)
@@ -79,20 +99,35 @@ def token_data(args: StageArguments, tokenizer) -> tuple[list[TokenRows], HeldOu
 
 def latent_data(args: StageArguments, tokenizer) -> tuple[list[CaptionedLatents], HeldOut]:
     """Training samples and held-out batches of the continuous modalities."""
-    cache, train, held_out = Path(args.output_dir).parent / "latents", [], {}
-    for modality, folder in args.latent_folders().items():
-        samples, unseen = (
-            open_latents(folder.glob(f"{split}/*.parquet"), modality, cache) for split in ("train", "validation")
-        )
+    train, held_out = [], {}
+    unseen_samples = open_samples(args, "validation")
+    for modality, samples in open_samples(args, "train").items():
         caption = {"caption_dropout": args.caption_dropout, "max_caption_tokens": args.max_caption_tokens}
         train.append(CaptionedLatents(samples, tokenizer, args.latent_batch_tokens, **caption))
-        source = CaptionedLatents(unseen, tokenizer, EVALUATION_LATENTS, 0.0, args.max_caption_tokens)
+        source = CaptionedLatents(unseen_samples[modality], tokenizer, EVALUATION_LATENTS, 0.0, args.max_caption_tokens)
         batches, turn = [], 0
         while sum(len(batch.values) for batch in batches) < args.evaluation_latents:
             batches.append(source.batch(turn, seed=0))
             turn += 1
         held_out[modality] = batches
     return train, held_out
+
+
+def speech_data(args: StageArguments, tokenizer) -> tuple[list[SpokenRows], HeldOut]:
+    """Training rows and held-out batches of speech."""
+    if args.speech is None:
+        return [], {}
+    cache = Path(args.output_dir).parent / "speech"
+    rows, unseen = (
+        open_speech(Path(args.speech).glob(f"{split}/*.parquet"), cache) for split in ("train", "validation")
+    )
+    dropout = {"text_dropout": args.caption_dropout, "reference_dropout": args.reference_dropout}
+    train = SpokenRows(rows, tokenizer, args.speech_batch_tokens, **dropout, faces=args.faces)
+    source = SpokenRows(unseen, tokenizer, EVALUATION_LATENTS, text_dropout=0.0, reference_dropout=0.0)
+    batches = []
+    while sum(len(batch.sounds) for batch in batches) < args.evaluation_latents:
+        batches.append(source.batch(len(batches), seed=0))
+    return [train], {train.modality: batches}
 
 
 def train(args: StageArguments) -> TrainingRun:
@@ -111,6 +146,7 @@ def train(args: StageArguments) -> TrainingRun:
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with accelerator.main_process_first():
         (rows, unseen_rows), (latents, unseen_latents) = token_data(args, tokenizer), latent_data(args, tokenizer)
+        spoken, unseen_speech = speech_data(args, tokenizer)
     model = build_model(args, tokenizer)
     for source in latents:
         model.resize_modality(source.modality, source.shards.width)
@@ -119,11 +155,12 @@ def train(args: StageArguments) -> TrainingRun:
     if args.quantization_bits is not None:
         quantization = ArrowQuantConfig(args.quantization_bits, args.quantization_group_size, args.int8_modules)
     settings = args.run_settings()
-    data = [source for source in (*rows, *latents) if not settings.shares or source.modality in settings.shares]
+    sources = (*rows, *latents, *spoken)
+    data = [source for source in sources if not settings.shares or source.modality in settings.shares]
     run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization)
     if args.resume:
         run.restore(out)
-    follow(run, args, unseen_rows | unseen_latents, bytes_per_token(tokenizer), dtype)
+    follow(run, args, unseen_rows | unseen_latents | unseen_speech, bytes_per_token(tokenizer), dtype)
     return run
 
 
@@ -140,8 +177,11 @@ def follow(run: TrainingRun, args: StageArguments, held_out: HeldOut, sizes, dty
     bar = tqdm(total=args.max_train_steps, initial=run.progress.step, disable=not is_main, unit="step")
     saved = run.progress.seconds
     bounds = args.max_train_steps, args.max_train_minutes
-    while run.progress.share(*bounds) < 1:
+    slice_seconds = None if args.slice_minutes is None else 60 * args.slice_minutes
+    sliced = False
+    while not sliced and run.progress.share(*bounds) < 1:
         record = run.step(rate, run.progress.share(*bounds))
+        sliced = slice_seconds is not None and run.agreed(time.monotonic() - STARTED) > slice_seconds
         step, finished = run.progress.step, run.progress.share(*bounds) >= 1
         record["matmul_share"] = 6 * trained * record["positions_per_s"] / roof
         bar.update()
@@ -154,10 +194,15 @@ def follow(run: TrainingRun, args: StageArguments, held_out: HeldOut, sizes, dty
         if is_main:
             append_record(out / "log.jsonl", record)
         due = run.progress.seconds - saved > 60 * args.checkpointing_minutes
-        if finished or due or (args.checkpointing_steps and step % args.checkpointing_steps == 0):
+        if finished or sliced or due or (args.checkpointing_steps and step % args.checkpointing_steps == 0):
             run.save(out)
             saved = run.progress.seconds
     bar.close()
+
+
+def is_finished(run: TrainingRun, args: StageArguments) -> bool:
+    """Whether a stage has nothing left to do; a slice may end before."""
+    return run.progress.share(args.max_train_steps, args.max_train_minutes) >= 1
 
 
 def main(argv: Sequence[str] | None = None) -> list[TrainingRun]:
@@ -168,8 +213,12 @@ def main(argv: Sequence[str] | None = None) -> list[TrainingRun]:
     given, rest = parser.parse_known_args(argv)
     if given.configuration is None:
         return [train(parse_arguments(rest))]
-    stages = read_stages(given.configuration, given.stages, rest)
-    return [train(replace(args, resume=args.resume and was_saved(Path(args.output_dir)))) for args in stages.values()]
+    runs = []
+    for args in read_stages(given.configuration, given.stages, rest).values():
+        runs.append(train(replace(args, resume=args.resume and was_saved(Path(args.output_dir)))))
+        if not is_finished(runs[-1], args):
+            break
+    return runs
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import soundfile
+from PIL import Image
 
-from hf_unified_diffusion import ArrowEngine
+from hf_unified_diffusion import ArrowEngine, AvatarTrack
 from hf_unified_diffusion.cli import main
 from tests.tiny import save_tiny_checkpoint
 
@@ -88,6 +89,21 @@ def test_speak_writes_a_sound_file_and_tells_the_words(run, engine, tmp_path):
     assert [word["label"] for word in told["words"]] == ["Two", "fish"] and told["seconds"] == len(samples) / rate
 
 
+def test_speak_writes_the_face_too(run, engine, tmp_path):
+    sound, mouth, face = (str(tmp_path / name) for name in ("hello.wav", "mouth.json", "face.gif"))
+    files = ("-o", sound, "--avatar", mouth, "--face", face, "--fps", "60")
+    told = json.loads(run("speak", "My map.", "--num-steps", "2", "--seed", "1", "--json", *files))
+    expected = engine.diffuse("My map.", ["audio", "avatar"], num_steps=2, seed=1)
+    samples, rate = soundfile.read(sound)
+    assert len(samples) == len(expected["audio"]) and told["avatar"] == mouth and told["face"] == face
+    track = AvatarTrack.read(mouth)
+    assert track.frame_rate_hz == 60 and len(track) == 3 * len(expected["avatar"]) == len(samples) / rate * 60
+    assert abs(track.at(20).coefficients - expected["avatar"]).max() < 1e-3
+    assert [word.label for word in track.words] == ["My", "map"] and track.visemes
+    with Image.open(face) as moving:
+        assert moving.format == "GIF" and moving.size == (200, 200)
+
+
 def test_bench_tells_what_it_timed(run):
     told = json.loads(run("bench", "--json", "--repeats", "1", "--max-new-tokens", "4"))
     assert 0 < told["tokens"] <= 4 and told["text_s"] > 0 and told["tokens_per_s"] > 0 and told["passes"] > 0
@@ -108,6 +124,10 @@ def test_bench_tells_what_it_timed(run):
         (("speak", "你好", "-o", "hello.wav"), "text to speak must be in Latin letters"),
         (("speak", "hello", "-o", "hello.wav", "--reference-audio", "no.wav"), "reference_text must say"),
         (("speak", "hello", "-o", "hello.wav", "--speed", "0"), "speed must be a number in [0.25, 4.0], got 0.0"),
+        (
+            ("speak", "hello", "-o", "hello.wav", "--avatar", "mouth.json", "--speed", "2"),
+            "speed must be left out with --avatar and --face",
+        ),
         (("bench", "--repeats", "0"), "repeats must be at least 1"),
     ],
 )

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
 from hf_unified_diffusion import ArrowEngine, MaskedDiffusionScheduler, QueueFullError, RequestTimeoutError, Result
 from hf_unified_diffusion.pipelines.autoregressive_writer import AutoregressiveWriter
 from hf_unified_diffusion.pipelines.pipeline_code import UnifiedDiffusionCodePipeline
+from hf_unified_diffusion.pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
 from hf_unified_diffusion.pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
@@ -57,6 +58,27 @@ def test_speech_is_the_pipelines_with_times_and_rate(engine):
     assert np.array_equal(result.output, expected) and result.sampling_rate_hz == 24_000 and len(result.step_ms) == 2
     assert [word.label for word in result.extra["alignments"][0].words] == ["Two", "fish"]
     assert len(engine.diffuse(["Two.", "One."], "audio", **options)) == 2
+
+
+def test_several_modalities_are_a_mapping_made_together(engine):
+    pipe = UnifiedDiffusionJointPipeline(engine.model, engine.scheduler, engine.speech_scheduler, engine.tokenizer)
+    expected = pipe("ab", modality=("text", "audio", "avatar"), duration_s=0.5, num_inference_steps=2, seed=3)
+    options = {"num_steps": 2, "seed": 3}
+    found = engine.diffuse("ab", modality=["avatar", "audio", "text"], duration_s=0.5, **options)
+    assert list(found) == ["text", "audio", "avatar"] and found["text"] == expected.texts[0]
+    assert np.array_equal(found["audio"], expected.audio[0]) and np.array_equal(found["avatar"], expected.avatar[0])
+    result = engine.diffuse("My map.", modality=["audio", "avatar"], return_result=True, **options)
+    assert set(result.output) == {"audio", "avatar"} and result.sampling_rate_hz == 24_000 and len(result.step_ms) == 2
+    assert [word.label for word in result.extra["words"][0]] == ["My", "map"]  # without text, the prompt is said
+    assert result.extra["num_forward_passes"] == 2 and result.extra["avatar_rate_hz"] == 20
+    face = engine.diffuse(None, "avatar", audio=np.zeros(12_000, np.float32), **options)
+    assert face.shape == (10, 52) and face.dtype == np.float32
+    two = engine.diffuse(["My map.", "Two."], modality=["audio", "avatar"], **options)
+    assert len(two["audio"]) == len(two["avatar"]) == 2
+    with pytest.raises(ValueError, match="suffix must be left out for several modalities"):
+        engine.diffuse("ab", modality=["text", "audio"], suffix="b")
+    with pytest.raises(ValueError, match="modality must be one or more of"):
+        engine.diffuse("ab", modality=["text", "smell"])
 
 
 def test_left_to_itself_it_checks_its_drafts_and_not_where_that_cannot_be(engine):

@@ -4,9 +4,10 @@ Importing the package registers it with both. Public names are loaded when they 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
+from .registration_networks import register_networks
 
 if TYPE_CHECKING:
     from .codecs.avatar_track import AvatarTrack as AvatarTrack
@@ -115,4 +116,10 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-register()
+register_networks()
+if (
+    find_spec("diffusers") is not None
+):  # a machine that only trains from a pack has none, and registers the networks alone
+    from .registration import register
+
+    register()

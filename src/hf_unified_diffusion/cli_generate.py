@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .codecs.avatar_track import AvatarTrack
+from .codecs.avatar_view import write_gif
 from .contracts import Result
 from .engine import ArrowEngine
 from .media_files import wav_bytes
@@ -75,6 +77,9 @@ def add_generate(commands: Any) -> None:
         if command is infill:
             subparser.add_argument("--mark", default=MARK, help="what stands for the gap (default: %(default)s)")
         if command is speak:
+            subparser.add_argument("--avatar", type=Path, help="a file for the mouth track (JSON or CSV)")
+            subparser.add_argument("--fps", type=float, help="frames a second of the mouth track; default: 20")
+            subparser.add_argument("--face", type=Path, help="a file for the face that speaks (GIF)")
             subparser.add_argument("--reference-audio", type=Path, help="1 to 30 s of the voice to speak in")
             subparser.add_argument("--reference-text", help="what is said in it, word by word")
         if command is bench:
@@ -127,15 +132,38 @@ def draw(chosen: argparse.Namespace) -> None:
 
 
 def speak(chosen: argparse.Namespace) -> None:
-    """Speak a text into a file."""
+    """Speak a text into a file, and the face that says it into another."""
     voice = {"reference_audio": chosen.reference_audio, "reference_text": chosen.reference_text}
     options = given({**numbers_of(chosen), **voice})
-    result = diffused(chosen, engine_of(chosen), text_of(chosen), "audio", options)
+    with_face = chosen.avatar is not None or chosen.face is not None
+    if with_face:
+        unfit = sorted(options.keys() & {*voice, "speaker_guidance_scale", "speed", "num_candidates"})
+        if unfit:
+            raise ValueError(f"{', '.join(unfit)} must be left out with --avatar and --face")
+    result = diffused(
+        chosen, engine_of(chosen), text_of(chosen), ["audio", "avatar"] if with_face else "audio", options
+    )
+    samples = result.output["audio"] if with_face else result.output
     rate = result.sampling_rate_hz or 0  # speech has one
-    chosen.output.write_bytes(wav_bytes(result.output, rate))
-    facts = {"file": str(chosen.output), **facts_of(result, of_text=False), "seconds": len(result.output) / rate}
-    facts["words"] = [asdict(word) for word in result.extra["alignments"][0].words]
+    chosen.output.write_bytes(wav_bytes(samples, rate))
+    facts = {"file": str(chosen.output), **facts_of(result, of_text=False), "seconds": len(samples) / rate}
+    if with_face:
+        facts |= write_face(chosen, result)
+    words = result.extra["words"][0] if with_face else result.extra["alignments"][0].words
+    facts["words"] = [asdict(word) for word in words]
     told(chosen, facts, str(chosen.output))
+
+
+def write_face(chosen: argparse.Namespace, result: Result) -> dict[str, str]:
+    """The mouth track and the moving face into the files that were named; gives their names."""
+    said = {name: result.extra[name][0] for name in ("words", "phonemes", "visemes")}
+    track = AvatarTrack(result.output["avatar"], result.extra["avatar_rate_hz"], **said)
+    files = {}
+    if chosen.avatar is not None:
+        files["avatar"] = str((track if chosen.fps is None else track.at(chosen.fps)).write(chosen.avatar))
+    if chosen.face is not None:
+        files["face"] = str(write_gif(track, chosen.face))
+    return files
 
 
 def bench(chosen: argparse.Namespace) -> None:
@@ -172,7 +200,11 @@ def engine_of(chosen: argparse.Namespace, **options: Any) -> ArrowEngine:
 
 
 def diffused(
-    chosen: argparse.Namespace, engine: ArrowEngine, prompt: str | None, modality: str, options: dict[str, Any]
+    chosen: argparse.Namespace,
+    engine: ArrowEngine,
+    prompt: str | None,
+    modality: str | list[str],
+    options: dict[str, Any],
 ) -> Result:
     """What the engine makes, its steps counted on standard error where that is a terminal."""
     with tqdm(unit="step", file=sys.stderr, disable=None, leave=False) as bar:

@@ -23,12 +23,14 @@ from .modeling.adapter_folders import SIDES
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts, load_speech_parts
+from .pipelines.joint_inputs import asked_modalities
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
+from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
 from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
-from .request_options import check_left_out, handed_out, steps_for
+from .request_options import check_left_out, handed_out, made_together, steps_for, told_together
 from .request_queue import Request, RequestQueue, Step, waited_for
 from .schedulers.flow_matching import flow_scheduler
 from .schedulers.flow_matching import speech_scheduler as flow_scheduler_of_speech
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from .memory.memory_conditioner import MemoryConditioner
 
 PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodePipeline}
-IMAGE, AUDIO = "image", "audio"
+IMAGE, AUDIO, AVATAR = "image", "audio", "avatar"
 MADE = {IMAGE: "pt", AUDIO: "np"}  # what is no text, and the kind of output that is asked of its pipeline
 DEFAULT_NEW_TOKENS = 128
 
@@ -132,18 +134,22 @@ class ArrowEngine:
                 self._ar_model = writer
             return self._ar_model
 
-    def diffuse(self, prompt: str | list[str] | None = None, modality: str = "text", **options: Any) -> Any:
+    def diffuse(
+        self, prompt: str | list[str] | None = None, modality: str | Sequence[str] = "text", **options: Any
+    ) -> Any:
         """Generate by diffusion and wait for it.
 
         Args:
             prompt: what comes before, the caption, or what is said; None starts from nothing. A list gives a list.
-            modality: "text", "code", "image" or "audio".
+            modality: "text", "code", "image", "audio" or "avatar"; or several of "text", "audio", "avatar" and "image",
+                made together. Then text goes on from the prompt; without text the prompt is what is said.
             options: as for `submit`.
 
         Returns:
             str for text and code, prompt and suffix included; uint8 (height, width, 3) for an image, float32 (samples,)
-            for speech; with `return_result=True` a `Result` of it, for speech with its sampling rate and when its words
-            are said.
+            for speech, float32 (frames, 52) for an avatar, 20 frames a second; for several modalities a mapping of
+            them. With `return_result=True` a `Result` of it, for speech with its sampling rate and when its words are
+            said.
 
         Raises:
             ValueError: for an argument that breaks a rule.
@@ -156,7 +162,7 @@ class ArrowEngine:
     def submit(
         self,
         prompt: str | list[str] | None = None,
-        modality: str = "text",
+        modality: str | Sequence[str] = "text",
         *,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -190,7 +196,8 @@ class ArrowEngine:
             return_result: give a `Result` with timings and, of text and code, uncertainty.
             options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...;
                 `height`, `width`, `negative_prompt`, `image`, `mask_image`, `strength`, ...; `reference_audio`,
-                `reference_text`, `speaker_guidance_scale`, `speed`, ...).
+                `reference_text`, `speaker_guidance_scale`, `speed`, ...; of several `text`, `audio`, `avatar`, `image`
+                for what is given, `duration_s`, `spans`, ...).
 
         Raises:
             QueueFullError: at once, when too many wait.
@@ -198,6 +205,12 @@ class ArrowEngine:
 
         Usage: `request = engine.submit("Once", seed=0, timeout_s=10); request.result()`
         """
+        if not isinstance(modality, str) or modality == AVATAR:
+            check_left_out("several modalities", {"suffix": suffix, "memory_guided": memory_guided or None})
+            chosen = {"guidance_scale": guidance_scale, "num_inference_steps": num_steps}
+            chosen |= {"num_text_tokens": max_new_tokens}
+            options |= {name: value for name, value in chosen.items() if value is not None}
+            return self._submit_together(prompt, modality, options, adapter, seed, timeout_s, return_result)
         self._check_modality(modality)
         conditioner = self._conditioner(prompt, modality, memory_strength) if memory_guided else None
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
@@ -244,6 +257,44 @@ class ArrowEngine:
                 }
             rate = output.sampling_rate_hz if modality == AUDIO else None
             return Result(made, seed, tuple(watch.step_ms), tuple(watch.uncertainty), rate, extra)
+
+        return self.queue.submit(work, timeout_s)
+
+    def _submit_together(
+        self,
+        prompt: str | list[str] | None,
+        modality: str | Sequence[str],
+        options: dict[str, Any],
+        adapter: str | None,
+        seed: int | list[int] | None,
+        timeout_s: float | None,
+        return_result: bool,
+    ) -> Request:
+        """Queue a request for an avatar, or for several modalities at once."""
+        asked = asked_modalities(modality)
+        trained = self.model.checkpoint_facts.get("supported_modalities", asked)
+        if not set(asked) <= set(trained):
+            raise ValueError(
+                f"modality must be among those that the checkpoint was trained for, {trained}, got {asked}"
+            )
+        seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
+        given = told_together(prompt, asked, options)
+        use_adapter = self._adapters_of("diffusion").request(adapter, prompt)
+
+        def work(step: Step) -> Any:
+            parts = (self.model, self.scheduler, self.speech_scheduler, self.tokenizer)
+            pipe = UnifiedDiffusionJointPipeline(*parts, self.vocoder, self.vae, self.image_scheduler)
+            pipe.set_progress_bar_config(disable=True)
+            watch = StepWatch(step, given.pop("callback_on_step_end", None), False)
+            with use_adapter() as applied:
+                output = pipe(modality=asked, seed=seed, **watch.callback_options(given), **given)
+            made = made_together(output, isinstance(prompt, list))
+            made = made[modality] if isinstance(modality, str) else made
+            if not return_result:
+                return made
+            times = {name: getattr(output, name) for name in ("words", "phonemes", "visemes", "avatar_rate_hz")}
+            extra = {"num_forward_passes": output.num_forward_passes, "adapter": applied, **times}
+            return Result(made, seed, tuple(watch.step_ms), (), output.sampling_rate_hz, extra)
 
         return self.queue.submit(work, timeout_s)
 

@@ -4,12 +4,9 @@ from functools import cache
 
 import diffusers
 from diffusers.pipelines import pipeline_loading_utils
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from . import quantization
-from .modeling.configuration_controlnet import UnifiedControlNetConfig
-from .modeling.configuration_unified_diffusion import UnifiedDiffusionConfig
 from .modeling.controlnet import UnifiedControlNetModel
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
@@ -19,6 +16,7 @@ from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
 from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.pipeline_transformers import UnifiedDiffusionTaskPipeline
+from .registration_networks import register_networks
 from .schedulers import MaskedDiffusionScheduler
 
 TASK = "unified-diffusion"
@@ -40,15 +38,11 @@ def register() -> None:
     """
     register_with_transformers()
     register_with_diffusers()
-    quantization.register()
 
 
 def register_with_transformers() -> None:
     """`AutoConfig`, `AutoModel` and `pipeline("unified-diffusion")`, whose default is the embedded checkpoint."""
-    AutoConfig.register(UnifiedDiffusionConfig.model_type, UnifiedDiffusionConfig)
-    AutoModel.register(UnifiedDiffusionConfig, UnifiedDiffusionModel)
-    AutoConfig.register(UnifiedControlNetConfig.model_type, UnifiedControlNetConfig)
-    AutoModel.register(UnifiedControlNetConfig, UnifiedControlNetModel)
+    register_networks()
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
         pipeline_class=UnifiedDiffusionTaskPipeline,

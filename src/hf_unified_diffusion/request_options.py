@@ -1,5 +1,6 @@
 """What a request of the engine leaves open, and how what was made is handed out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,23 @@ def handed_out(output: Any, modality: str) -> list[Any]:
     if modality == "image":
         return as_bytes(output.images)
     return list(output.audios if modality == "audio" else output.texts)
+
+
+def told_together(prompt: Any, asked: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the joint pipeline: without text among what is asked for, sound and face say the prompt."""
+    said = options.get("text") is None and "text" not in asked and {"audio", "avatar"} & set(asked)
+    if not said or prompt is None or options.get("audio") is not None:
+        return {**options, "prompt": prompt}
+    return {**options, "text": prompt, "prompt": prompt if "image" in asked else None}
+
+
+def made_together(output: Any, many: bool) -> dict[str, Any]:
+    """What the joint pipeline made by modality, one entry a row, or the only one."""
+    found = {"text": output.texts, "audio": output.audio, "avatar": output.avatar}
+    if output.images is not None:
+        found["image"] = [np.asarray(image) for image in output.images]
+    rows = {name: list(values) for name, values in found.items() if values is not None}
+    return rows if many else {name: values[0] for name, values in rows.items()}
 
 
 def as_bytes(images: Float[Tensor, "batch 3 height width"]) -> list[UInt8[np.ndarray, "height width 3"]]:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -56,6 +56,7 @@ def test_coefficients_outside_are_refused(value):
         AvatarTrack(np.full((2, 52), value, dtype=np.float32))
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 50), st.sampled_from([12.5, 24, 25, 30, 60]))
 def test_other_frame_rates_are_as_long_and_stay_between(frames, rate):
     track = some_track(frames)
@@ -145,6 +146,7 @@ def test_every_phoneme_has_a_viseme_and_every_viseme_a_pose_of_its_own():
         timed_phonemes(["m", "ɑ"], [0.2])
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(SYMBOLS), st.floats(0.01, 0.3)), min_size=1, max_size=20))
 def test_visemes_fill_the_time_without_gaps(said):
     symbols, durations = zip(*said, strict=True)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_unified_diffusion.codecs.image_codec import ImageCodec, image_positions
+from hf_unified_diffusion.codecs.image_codec import ImageCodec
+from hf_unified_diffusion.codecs.picture_positions import image_positions
 from tests.codecs.vaes import tiny_dc, tiny_kl, tiny_taesd
 
 PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1

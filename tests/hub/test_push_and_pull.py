@@ -18,12 +18,15 @@ from hf_unified_diffusion import (
     ArrowStorage,
     MaskedDiffusionScheduler,
     UnifiedControlNetModel,
+    UnifiedDiffusionImagePipeline,
     UnifiedDiffusionModel,
     UnifiedDiffusionTextPipeline,
 )
 from hf_unified_diffusion.hub import push_adapter, push_folder
 from hf_unified_diffusion.hub.upload import stale_weights
 from hf_unified_diffusion.memory.hub_transfer import pull_memories, push_memories
+from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
+from tests.codecs.vaes import tiny_dc
 from tests.hub.loopback_hub import TOKEN
 from tests.memory.stores import vectors
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -106,6 +109,16 @@ def test_pipelines_of_diffusers(hub):
         each.set_progress_bar_config(disable=True)
     assert loaded("ab", **SHORT).texts == pipe("ab", **SHORT).texts
     assert 'DiffusionPipeline.from_pretrained("me/pipe")' in hub.files("me/pipe")["README.md"].decode()
+
+
+def test_the_pipeline_that_draws(hub):
+    pipe = UnifiedDiffusionImagePipeline(tiny_model(), flow_scheduler(), tiny_tokenizer(), tiny_dc(128))
+    pipe.push_to_hub("me/draws")
+    assert HfApi().repo_info("me/draws").private
+    loaded = DiffusionPipeline.from_pretrained("me/draws")
+    assert type(loaded) is UnifiedDiffusionImagePipeline
+    for name in ("transformer", "vae"):
+        assert_bit_equal(getattr(loaded, name), getattr(pipe, name))
 
 
 def test_the_task_pipeline_and_what_reads_one_model(hub, tmp_path):

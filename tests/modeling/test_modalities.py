@@ -144,3 +144,53 @@ def test_sizes_of_the_edge_tier():
         model.add_modality("speech", kind="token")
         assert model.num_parameters() - before < 10e6
         assert model.trunk_share() >= 0.9
+
+
+def trained_alone(model, name, width, steps=12):
+    """Train what belongs to a new modality towards a fixed clean sample; gives how many parameters that is."""
+    parts = [model.modality_embedding[name], *model.projections[name].parameters(), *model.heads[name].parameters()]
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parts, lr=1e-2)
+    x_0 = normal(2, 3, width, seed=5)
+    losses = []
+    for _ in range(steps):
+        x_t = 0.5 * x_0 + 0.5 * normal(2, 3, width, seed=6)
+        loss = (model(segments=[Segment(name, x_t, time=HALF)]).predictions[0] - x_0).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    return sum(part.numel() for part in parts)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_new_modality_of_a_saved_checkpoint_trains_its_head_alone(embedded, tmp_path):
+    """Under 10M parameters train, counted, and every other output is bit-equal: tiny, and the embedded checkpoint as
+    it is shipped, through whose packed weights gradients flow."""
+    if embedded:
+        model = UnifiedDiffusionModel.from_pretrained()
+    else:
+        open_model().save_pretrained(tmp_path / "saved")
+        model = UnifiedDiffusionModel.from_pretrained(tmp_path / "saved")
+    model.eval()
+    widths = {name: spec.get("width") for name, spec in model.config.modalities.items()}
+    ids = torch.arange(1, 5).expand(2, -1)
+    segments = [Segment("text", ids), Segment("code", ids, time=HALF)]
+    continuous = [name for name, width in widths.items() if width is not None]
+    segments += [Segment(name, normal(2, 3, widths[name]), time=HALF) for name in continuous]
+    with torch.no_grad():
+        before = [prediction.clone() for prediction in model(segments=segments).predictions]
+        alone = model(ids).logits.clone()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.add_modality("depth", width=64)
+    trained = trained_alone(model, "depth", 64, steps=3 if embedded else 12)
+    assert 0 < trained < 10_000_000
+    assert trained == sum(p.numel() for name, p in model.named_parameters() if "depth" in name)
+    with torch.no_grad():
+        after = model(segments=segments).predictions
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert torch.equal(model(ids).logits, alone)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())

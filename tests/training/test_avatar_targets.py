@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_unified_diffusion.codecs.avatar_codec import COEFFICIENTS, AvatarCodec
 from hf_unified_diffusion.codecs.phonemes import SYMBOLS, pronounce
 from hf_unified_diffusion.codecs.visemes import CLOSED, timed_visemes
-from hf_unified_diffusion.training.avatar_targets import avatar_targets, row_seed, smoothed
+from hf_unified_diffusion.training.avatar_targets import LATE_S, avatar_targets, heard_ends, row_face, smoothed
 
 JAW, CLOSE, BLINK = (COEFFICIENTS.index(name) for name in ("jawOpen", "mouthClose", "eyeBlinkLeft"))
 WAVE = np.sin(np.arange(24000 * 3) * 0.05).astype(np.float32)
@@ -20,6 +21,7 @@ def said(text, seconds_each=0.09):
     return symbols, ends, int(np.ceil(ends[-1] * 20))
 
 
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(SYMBOLS), st.floats(0.02, 0.3)), min_size=1, max_size=15), st.integers(0, 2**32)
 )
@@ -33,6 +35,7 @@ def test_targets_are_coefficients_and_repeat(spoken, seed):
     assert np.array_equal(track, avatar_targets(symbols, ends, count, seed=seed))
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 40), st.floats(0.04, 0.2))
 def test_every_closure_is_reached(start, length):
     """Wherever the P falls on the grid of tokens, one token has closed lips."""
@@ -88,14 +91,31 @@ def test_closures_are_where_the_lips_meet_in_what_is_said():
 
 
 def test_tokens_have_about_zero_mean_and_unit_variance():
-    import torch
-
     texts = ["The history of the bicycle begins in Baden.", "Do you hear me? My mother's boat moved off.", "Five, two!"]
-    tracks = [avatar_targets(*said(text, 0.08), seed=row_seed(text, "af")) for text in texts]
+    tracks = [avatar_targets(*said(text, 0.08), seed=0) for text in texts]
     tokens = AvatarCodec().encode(torch.from_numpy(np.concatenate(tracks))[None])[0]
     moving = [COEFFICIENTS.index(name) for name in ("jawOpen", "mouthLowerDownLeft", "mouthStretchRight")]
     assert tokens[:, moving].mean(dim=0).abs().max() < 0.5
     assert ((tokens[:, moving].std(dim=0) > 0.5) & (tokens[:, moving].std(dim=0) < 2)).all()
+
+
+def test_a_row_of_the_data_has_its_face():
+    symbols, ends, count = said("Peter may.")
+    row = {"phonemes": symbols, "phoneme_ends_s": ends, "text": "Peter may.", "voice": "a", "source": "kokoro"}
+    sound = WAVE[: count * 1200]
+    face = row_face(row, sound, count)
+    assert np.array_equal(face, row_face(dict(row), sound, count))
+    other = row_face({**row, "voice": "b"}, sound, count)
+    assert not np.array_equal(face, other) and np.array_equal(face[:, JAW], other[:, JAW])
+    earlier = heard_ends(ends, "kokoro")
+    assert np.allclose(np.array(ends[1:]) - earlier[1:], LATE_S["kokoro"]) and heard_ends(ends, "other") == ends
+    assert np.array_equal(face[:, JAW], avatar_targets(symbols, earlier, count, sound, seed=None)[:, JAW])
+
+
+def test_before_and_after_the_sound_the_mouth_rests():
+    sound = np.concatenate([np.zeros(12000), WAVE[:24000], np.zeros(12000)]).astype(np.float32)
+    face = avatar_targets(["ɑ"], [2.0], 40, sound, seed=None)
+    assert not face[:7].any() and not face[-7:].any() and face[12:28, JAW].min() > 0.5
 
 
 def test_bad_input_is_refused():

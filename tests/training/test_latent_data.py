@@ -30,7 +30,9 @@ def test_a_micro_batch_is_of_one_shape_and_an_epoch_visits_every_sample(shards):
         drawn = [shards.places(number, TOKENS, seed=3) for number in numbers]
         for shape, places in drawn:
             assert len(places) == TOKENS // (shape[0] * shape[1])
-            assert all((shards.table[int(i)]["rows"], shards.table[int(i)]["columns"]) == shape for i in places)
+            assert all(
+                (shards.table.table[int(i)]["rows"], shards.table.table[int(i)]["columns"]) == shape for i in places
+            )
         uses = Counter(np.concatenate([places for _, places in drawn]).tolist())
         assert set(uses) == set(range(len(shards)))
         assert max(uses.values()) <= 2
@@ -51,7 +53,7 @@ def test_values_are_what_the_shard_holds(shards):
     assert values.shape == (len(places), shape[0] * shape[1], WIDTH)
     assert values.dtype == torch.float32
     for i, place in enumerate(places):
-        row = shards.table[int(place)]
+        row = shards.table.table[int(place)]
         assert values[i].flatten().tolist() == row["latents"]
         assert captions[i] == row["captions"]
 

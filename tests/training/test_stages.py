@@ -65,6 +65,9 @@ def test_the_example_is_valid():
     stages = read_stages(EXAMPLE)
     assert list(stages)[-1] == "quantization_aware"
     assert any(stage.train_only for stage in stages.values())
+    speech = read_stages(EXAMPLE.with_name("speech.toml"))
+    assert list(speech) == ["align_speech", "speech"] and speech["speech"].faces
+    assert speech["speech"].initial_model == "runs/unified/align_speech/model"
 
 
 @pytest.mark.parametrize(

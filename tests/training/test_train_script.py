@@ -82,6 +82,50 @@ def test_a_run_logs_each_step_and_ends_with_a_model_and_resumes(main, inputs, tm
     assert (out / "state" / "progress.json").stat().st_mtime_ns == finished
 
 
+def losses(out: Path) -> list[tuple[float, ...]]:
+    """What a run logged that does not depend on the clock."""
+    timed = ("seconds", "positions_per_s", "matmul_share")
+    return [
+        tuple(value for name, value in sorted(record.items()) if name not in timed and "held_out" not in name)
+        for record in read_records(out / "log.jsonl")
+    ]
+
+
+def test_slices_of_a_run_on_packs_are_the_unbroken_run_on_shards(main, inputs, tmp_path):
+    """Packs hold the same documents in the same order; a slice ends anywhere and the next goes on from there."""
+    pack = runpy.run_path(str(EXAMPLES / "make_pack.py"))["main"]
+    folders = ("--tokenizer", str(inputs / "tokenizer"), "--shards", str(inputs), "--cache", str(tmp_path / "tokens"))
+    (packed,) = pack([*folders, "--output_dir", str(tmp_path / "packs"), "--pack_mb", "6"])
+    assert {path.name for path in packed.iterdir()} >= {"code", "site", "tokenizer", "train", "validation", "pack.json"}
+    assert not list(packed.rglob("*.parquet"))
+
+    def given(out: str, *more: str) -> list[str]:
+        return arguments(inputs, tmp_path / out, "--max_train_steps", "3", "--evaluation_steps", "9", *more)
+
+    main(given("whole"))
+    # the tokens of packs are those of shards, wherever the cache of these is
+    from_packs = ("--packs", str(packed), "--tokenizer", str(packed / "tokenizer"), "--slice_minutes", "1e-9")
+    main(given("sliced", "--shards", "nowhere", *from_packs))
+    assert steps(tmp_path / "sliced") == [1]
+    for _ in range(2):
+        main(given("sliced", "--shards", "nowhere", "--resume", *from_packs))
+    assert losses(tmp_path / "sliced") == losses(tmp_path / "whole")
+    whole, sliced = (UnifiedDiffusionModel.from_pretrained(tmp_path / name / "model") for name in ("whole", "sliced"))
+    assert all(torch.equal(x, y) for x, y in zip(whole.parameters(), sliced.parameters(), strict=True))
+
+
+def test_a_model_goes_there_and_what_changed_comes_back(main, inputs, tmp_path):
+    """pack_weights and unpack_weights: two steps of four bits each way."""
+    send, take = (runpy.run_path(str(EXAMPLES / f"{name}_weights.py"))["main"] for name in ("pack", "unpack"))
+    main(arguments(inputs, tmp_path / "a", "--max_train_steps", "1"))
+    here = tmp_path / "a" / "model"
+    send([str(here), "--output_dir", str(tmp_path / "w0")])
+    send([str(here), "--sent", str(tmp_path / "w0"), "--output_dir", str(tmp_path / "w1")])
+    take([str(tmp_path / "w0"), str(tmp_path / "w1"), "--output_dir", str(tmp_path / "there")])
+    own, sent = (UnifiedDiffusionModel.from_pretrained(folder).state_dict() for folder in (here, tmp_path / "there"))
+    assert all((own[name] - sent[name]).norm() <= 0.02 * own[name].norm() for name in own)
+
+
 def test_a_log_becomes_a_picture(tmp_path, monkeypatch):
     for step in range(1, 5):
         record = {"step": step, "positions": 10 * step, "text/causal": 5 / step, "text/block4/bits_per_byte": 2 / step}
@@ -130,6 +174,7 @@ def test_dropout_is_the_one_asked_for(main, inputs, tmp_path):
     [
         (("--max_train_steps", "0"), "max_train_steps must be at least 1, got 0"),
         (("--mixed_precision", "fp16"), "mixed_precision must be one of"),
+        (("--slice_minutes", "0"), "slice_minutes must be positive, got 0"),
         (("--evaluation_rows", "0"), "evaluation_rows must be at least 1, got 0"),
     ],
 )

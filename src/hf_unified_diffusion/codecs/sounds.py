@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,6 +48,8 @@ def read_sound(name: str, sound: Sound, sampling_rate_hz: int | None = None) -> 
     check_samples(name, samples)
     mono = samples.mean(axis=1)
     if rate != SAMPLING_RATE_HZ:
+        import soxr  # as soundfile below: only who gives sounds needs it
+
         mono = soxr.resample(mono, rate, SAMPLING_RATE_HZ)
     waveform = torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
     start, end = spoken_span(waveform)
@@ -58,6 +58,8 @@ def read_sound(name: str, sound: Sound, sampling_rate_hz: int | None = None) -> 
 
 def read_file(name: str, path: str | Path) -> tuple[np.ndarray, int]:
     """Samples (n, channels), float32, and their rate; nothing is decoded of a file that is too long."""
+    import soundfile
+
     if not Path(path).is_file():
         raise ValueError(f"{name} must be a file or samples, got no file {str(path)!r}")
     try:

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 
-from inflect import engine as inflect_engine
-
 LARGEST_NUMBER = 10**15  # from here on digit by digit
 CURRENCIES = {  # symbol -> one and many, of the unit and of its hundredth
     "$": ("dollar", "dollars", "cent", "cents"),
@@ -148,8 +146,10 @@ def folded(text: str) -> str:
 
 @cache
 def speller():
-    """inflect's engine, which takes a moment to make."""
-    return inflect_engine()
+    """inflect's engine."""
+    from inflect import engine  # takes a moment, and only who speaks needs it
+
+    return engine()
 
 
 def in_words(number: int) -> str:

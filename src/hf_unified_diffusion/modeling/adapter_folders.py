@@ -7,7 +7,8 @@ from safetensors import SafetensorError, safe_open
 
 CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 SIDES = ("ar", "diffusion")
-DIFFUSION_MODULE = "shared_transformer."  # in the names of all that adapts a score network, and of nothing else
+# in the names of all that adapts a score network (its trunk, where modalities come in and go out), and of nothing else
+DIFFUSION_MODULES = ("shared_transformer.", "base_model.model.projections.", "base_model.model.heads.")
 
 
 def adapter_side(folder: str | Path) -> tuple[str, str]:
@@ -31,7 +32,7 @@ def adapter_side(folder: str | Path) -> tuple[str, str]:
         raise ValueError(f"the files of an adapter must be readable, got {str(folder)!r}: {error}") from None
     sides: dict[str, str] = {}
     for name in names:
-        sides.setdefault("diffusion" if DIFFUSION_MODULE in name else "ar", name)
+        sides.setdefault("diffusion" if any(module in name for module in DIFFUSION_MODULES) else "ar", name)
     if len(sides) != 1:
         raise ValueError(f"{folder / WEIGHTS_NAME} must hold the weights of one side, got those of {sorted(sides)}")
     return next(iter(sides.items()))

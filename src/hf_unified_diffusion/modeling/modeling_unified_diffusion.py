@@ -285,10 +285,9 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
 
     def decode(self, hidden: Float[Tensor, "*shape width"], modality: str) -> Tensor:
         """The clean sample: logits for tokens (never the mask token: SUBS, arXiv:2406.07524), E[x_0] otherwise."""
-        head = self.heads[modality]
-        if isinstance(head, ContinuousHead):
-            return head(hidden)
-        hidden = head(hidden)
+        hidden = self.heads[modality](hidden)
+        if modality in self.projections:  # by its name, since an adapter may wrap the head
+            return hidden
         logits = self.token_embedding.unembed(hidden) if self.unembedding is None else self.unembedding(hidden)
         if self.config.mask_token_id is not None:
             mask_token = torch.tensor([self.config.mask_token_id], device=logits.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Pictures, read_masks, read_pictures
 from ..codecs.text_codec import TextCodec
 from ..conditioning.guidance import check_guidance_scale
+from ..contracts import Segment
 from .text_inputs import as_texts, check_choice, check_positive, matched, per_row
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -107,6 +109,42 @@ def gather_pictures(
         torch.stack([resized(picture, size) for picture in pictures]),
         None if masks is None else torch.stack([resized(mask.float(), size) >= 0.5 for mask in masks]),
     )
+
+
+def picture_hints(
+    controlnet: Any,
+    given: Any,
+    size: tuple[int, int],
+    codec: ImageCodec,
+    positions: Float[Tensor, "rows tokens 3"],
+    repeats: int,
+) -> list[Segment] | Segment | None:
+    """The hints of ControlNets as the tokens of pictures, each token where it lies on the canvas.
+
+    Raises ValueError for pictures that cannot be read, or that are not one or as many as the prompts.
+    """
+    if (controlnet is None) != (given is None):
+        raise ValueError("controlnet and control_image must be given together, got one of them")
+    if controlnet is None:
+        return None
+    if not isinstance(controlnet, list | tuple):
+        return picture_hint(given, size, codec, positions, repeats)
+    if not isinstance(given, list | tuple) or len(given) != len(controlnet):
+        got = len(given) if isinstance(given, list | tuple) else 1
+        raise ValueError(f"control_image must be a list of one hint for each of {len(controlnet)}, got {got}")
+    return [picture_hint(each, size, codec, positions, repeats) for each in given]
+
+
+def picture_hint(
+    given: Pictures, size: tuple[int, int], codec: ImageCodec, positions: Float[Tensor, "rows tokens 3"], repeats: int
+) -> Segment:
+    """One hint, a row for each of the batch."""
+    pictures, rows = read_pictures("control_image", given), len(positions)
+    if len(pictures) not in (1, rows // repeats):
+        count = rows // repeats
+        raise ValueError(f"control_image must be one picture or as many as the prompts ({count}), got {len(pictures)}")
+    tokens = codec.encode(torch.stack([resized(picture, size) for picture in pictures]))
+    return Segment("image", per_row(tokens, rows).cpu(), positions=positions)
 
 
 def check_masks(masks: list[Tensor], pictures: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..codecs.clock import audio_positions, phoneme_positions
-from ..codecs.image_codec import image_positions
+from ..codecs.picture_positions import image_positions
 from ..codecs.text_codec import pad_right
 from ..contracts import Segment
 

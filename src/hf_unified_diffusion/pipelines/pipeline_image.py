@@ -15,15 +15,18 @@ from PIL.Image import Image
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ..codecs.image_codec import ImageCodec, image_positions
+from ..codecs.image_codec import ImageCodec
+from ..codecs.picture_positions import image_positions
 from ..codecs.pictures import Pictures
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.guidance import guided, keeping
 from ..contracts import Denoiser
+from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.flow_matching import FLOW, FlowRun, plan_flow
 from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_image_parts, load_parts
 from .context_denoiser import ContextDenoiser, evaluating
+from .control_inputs import ControlInput, gather_controls
 from .diffusion_core import AfterStep, diffuse
 from .image_inputs import (
     OUTPUT_TYPES,
@@ -34,7 +37,10 @@ from .image_inputs import (
     check_room,
     gather_captions,
     gather_pictures,
+    picture_hints,
 )
+from .lora import LoraMixin, row_adapters
+from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionImagePipelineOutput
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
@@ -43,7 +49,7 @@ from .text_inputs import check_choice, per_row, row_generators
 DEFAULTS: dict[str, Any] = {"num_inference_steps": 16, "guidance_scale": 3.0, "size": 256}
 
 
-class UnifiedDiffusionImagePipeline(DiffusionPipeline):
+class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, DiffusionPipeline):
     """Draws pictures with a `UnifiedDiffusionModel`.
 
     Args:
@@ -131,6 +137,12 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         strength: float = 1.0,
         paste_unmasked: bool = True,
         num_images_per_prompt: int = 1,
+        controlnet: UnifiedControlNetModel | Sequence[UnifiedControlNetModel] | None = None,
+        control_image: Pictures | Sequence[Pictures] | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
+        adapter_names: Sequence[str | None] | None = None,
         seed: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
@@ -155,6 +167,14 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
             paste_unmasked: give the pixels of `image` itself where the mask is black. False: as the codec decodes them,
                 from tokens that are those of `image` wherever nothing of their square is masked.
             num_images_per_prompt: pictures per prompt, one after the other.
+            controlnet: one or several that were made for the transformer, their hints pictures; what they add is
+                summed. With guidance they act on the branch of the prompt.
+            control_image: the hint, edges say, in any size: one picture or as many as the prompts; a list of these
+                where there are several ControlNets.
+            controlnet_conditioning_scale: the weight of what it adds; one for all, or a list.
+            control_guidance_start, control_guidance_end: when it acts, in shares of the noise removed; or lists.
+            adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
+                those of `set_adapters`.
             seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, timestep, tensors) and returns the tensors, `latents` possibly
@@ -194,14 +214,23 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         rows = gather_captions(
             TextCodec(self.tokenizer), prompt, negative_prompt, num_given, num_images_per_prompt, config.bos_token_id
         )
+        row_names = row_adapters(self.transformer, adapter_names, len(rows), num_images_per_prompt)
         check_room(rows, math.prod(grid), most)
+        starts = torch.tensor([len(ids) for ids in rows.caption_ids], dtype=torch.float32)
+        positions = image_positions(*grid, start=0) + starts[:, None, None]
+        hints = picture_hints(controlnet, control_image, size, codec, positions, num_images_per_prompt)
+        ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
+        counts = len(rows), num_images_per_prompt, config.bos_token_id, device
+        controls = gather_controls(controlnet, hints, *ranges, TextCodec(self.tokenizer), *counts)
         generators = row_generators(seed, generator, len(rows), device)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         run = plan_flow(self.scheduler, options.num_inference_steps, math.prod(grid), strength, generators, device)
         self._interrupt = False
         with evaluating(self.transformer), evaluating(self.vae), self.progress_bar(total=len(run.times)) as progress:
             hook = image_step_hook(self, callback_on_step_end, names, run.timesteps, progress)
-            latents, passes = self._draw(rows, grid, given, options.guidance_scale, run, hook, device)
+            latents, passes = self._draw(
+                rows, grid, given, options.guidance_scale, run, hook, device, (controls, row_names)
+            )
             images = latents
             if output_type != "latent":
                 pixels = self.codec.decode(latents, *size)
@@ -235,12 +264,14 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
         run: FlowRun,
         after_step: AfterStep,
         device: torch.device,
+        steering: tuple[Sequence[ControlInput], list[str] | None],
     ) -> tuple[Float[Tensor, "batch tokens width"], int]:
         """The tokens of each row's picture, and the passes it took."""
-        contexts = [self._context(rows.caption_ids, grid, device)]
+        controls, adapter_names = steering
+        contexts = [self._context(rows.caption_ids, grid, device, adapter_names, controls)]
         denoiser: Denoiser = contexts[0]
         if guidance_scale != 1:
-            contexts.append(self._context(rows.negative_ids, grid, device))
+            contexts.append(self._context(rows.negative_ids, grid, device, adapter_names))
             denoiser = guided(contexts[0], contexts[1], guidance_scale)
         known = None
         if given is None:
@@ -258,9 +289,18 @@ class UnifiedDiffusionImagePipeline(DiffusionPipeline):
             x_t = torch.where(known[..., None], x_0, x_t)
         return x_t, sum(context.num_passes for context in contexts)
 
-    def _context(self, ids: list[list[int]], grid: tuple[int, int], device: torch.device) -> ContextDenoiser:
+    def _context(
+        self,
+        ids: list[list[int]],
+        grid: tuple[int, int],
+        device: torch.device,
+        adapter_names: list[str] | None,
+        controls: Sequence[ControlInput] = (),
+    ) -> ContextDenoiser:
         """A denoiser of pictures after their captions, which the first pass computes for all."""
-        context = ContextDenoiser(self.transformer, self.modality, context_modality="text")
+        context = ContextDenoiser(self.transformer, self.modality, context_modality="text", adapter_names=adapter_names)
+        for control in controls:
+            context = control.apply(context)
         context.remember(*pad_right(ids, self.transformer.config.bos_token_id, device))
         starts = torch.tensor([len(row) for row in ids], dtype=torch.float32)
         context.place((image_positions(*grid, start=0) + starts[:, None, None]).to(device))

@@ -151,7 +151,7 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
         num_inference_steps: int = 16,
         guidance_scale: float | Mapping[str, float] = 1.0,
         spans: Mapping[str, tuple[float, float]] | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = (),
@@ -174,7 +174,7 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
             guidance_scale: 1 is none; above it closer to all that is given. A mapping says it by modality.
             spans: by modality, the share of the steps in which it is denoised: {"text": (0, 0.5)} has the text ready
                 half way. By default all go side by side.
-            seed: at least 0; asking for one more modality changes no other's noise.
+            seed: at least 0, or a list of one per row; asking for one more modality changes no other's noise.
             generator: gives the seed, or a list of one per row; without both torch's global generator gives the seed.
             callback_on_step_end: called as (pipe, step, time, tensors) and returns the tensors, possibly changed; the
                 time falls from 1 - 1/steps to 0.

@@ -1,6 +1,7 @@
 """Self-distillation: a network that is being rounded learns to answer as its own dense weights do."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class DistillationObjective(nn.Module):
         self.model, self.config = model, config
         self.teacher = teacher.requires_grad_(False).eval()
 
-    def forward(self, parts: Sequence[tuple[Segment, Target | FlowTarget]]) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, parts: Sequence[tuple[Segment, Target | FlowTarget | None]]) -> dict[str, Float[Tensor, ""]]:
         """The loss and its parts, as those of `ScoreNetworkObjective`, in nats of divergence."""
         segments = [segment for segment, _ in parts]
         hidden, _ = self.model.features(segments)
@@ -40,8 +41,8 @@ class DistillationObjective(nn.Module):
             if isinstance(target, FlowTarget):
                 with torch.no_grad():
                     taught = self.teacher.decode(wanted_features, segment.modality).float()
-                add_flow_error(losses, self.model.decode(features, segment.modality), taught, segment, target)
-            else:
+                add_flow_error(losses, self.model.decode(features, segment.modality), replace(target, x_0=taught))
+            elif target is not None:
                 nats, weight = self.divergence(features, wanted_features, segment.modality, target)
                 kind = "causal" if segment.is_context else "canvas"
                 losses.setdefault(kind, []).append((nats, weight, target.labels.numel()))

@@ -4,18 +4,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Generator
+from jaxtyping import Float
+from torch import Generator, Tensor
 
+from ..codecs.speech_layout import lay_out, stacked_rows
+from ..contracts import Segment
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .flow_layout import FLOW, latent_segments
 from .latent_data import LatentBatch
+from .speech_data import SpeechBatch
 
 TIMES = (0.3, 0.6, 0.9)
 
 
 @torch.no_grad()
 def flow_errors(
-    model: UnifiedDiffusionModel, batches: Sequence[LatentBatch], times: Sequence[float] = TIMES, seed: int = 0
+    model: UnifiedDiffusionModel,
+    batches: Sequence[LatentBatch | SpeechBatch],
+    times: Sequence[float] = TIMES,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Mean squared error of x_0, which is 1 for a network that knows nothing of latents of unit variance.
 
@@ -45,20 +52,39 @@ def flow_errors(
     return found | {name: sum(values) / len(times) for name, values in means.items()}
 
 
-def mean_error(model: UnifiedDiffusionModel, batches: Sequence[LatentBatch], time: float, seed: int) -> float:
+def mean_error(
+    model: UnifiedDiffusionModel, batches: Sequence[LatentBatch | SpeechBatch], time: float, seed: int
+) -> float:
     """Mean squared error of x_0 at one time, over all numbers of all samples; the noise follows from the seed."""
     generator, total, numbers = Generator().manual_seed(seed), 0.0, 0
     for batch in batches:
-        t = torch.full((len(batch.values),), time)
-        segments = [segment.to(model.device) for segment in latent_segments(batch, t, generator)]
-        (_, hidden), _ = model.features(segments)
-        clean = model.decode(hidden, batch.modality).float().cpu()
-        total += float(FLOW.loss(clean, batch.values, batch.values, t).sum()) * batch.values[0].numel()
-        numbers += batch.values.numel()
+        contexts, canvas, x_0 = noisy_batch(batch, time, generator)
+        hidden, _ = model.features([segment.to(model.device) for segment in (*contexts, canvas)])
+        clean = model.decode(hidden[-1], batch.modality).float().cpu()
+        real = torch.ones(x_0.shape[:2]) if canvas.mask is None else canvas.mask.float()
+        total += float(((clean - x_0).square() * real[..., None]).sum())
+        numbers += int(real.sum()) * x_0.shape[2]
     return total / numbers
 
 
-def with_others_captions(batch: LatentBatch) -> LatentBatch:
-    """Each sample with the context of the one before it."""
+def noisy_batch(
+    batch: LatentBatch | SpeechBatch, time: float, generator: Generator
+) -> tuple[list[Segment], Segment, Float[Tensor, "batch tokens width"]]:
+    """What is told of samples, their canvas at a time, and what is clean; of speech the sound alone."""
+    if isinstance(batch, SpeechBatch):
+        layout, x_0 = lay_out(batch.rows, batch.bos_token_id), stacked_rows(batch.sounds, "cpu")
+        t = torch.full((len(x_0),), time)
+        x_t = FLOW.corrupt(x_0, t, generator)
+        canvas = Segment(batch.modality, x_t, time=t, positions=layout.positions, mask=layout.mask)
+        return layout.contexts, canvas, x_0
+    t = torch.full((len(batch.values),), time)
+    context, canvas = latent_segments(batch, t, generator)
+    return [context], canvas, batch.values
+
+
+def with_others_captions(batch: LatentBatch | SpeechBatch) -> LatentBatch | SpeechBatch:
+    """Each sample with the context of the one before it; each utterance with its phonemes."""
+    if isinstance(batch, SpeechBatch):
+        return batch.with_others_texts()
     mask = batch.context_mask
     return replace(batch, context=batch.context.roll(1, 0), context_mask=None if mask is None else mask.roll(1, 0))

@@ -1,16 +1,18 @@
-"""From clean latents to what one training pass sees: the caption as context, and a noisy canvas after it."""
+"""From clean latents and speech to what one training pass sees: clean context, and noisy canvases after it."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from ..codecs.speech_layout import lay_out, stacked_rows
 from ..contracts import Segment
 from ..processes import GaussianFlow, logit_normal_times, shifted
 from .latent_data import LatentBatch
 from .layouts import IGNORED_LABEL, Target
+from .speech_data import SpeechBatch
 
 FLOW = GaussianFlow()
 LOSSES = ("velocity", "clean")
@@ -28,6 +30,8 @@ class FlowConfig:
         base_tokens: samples of n tokens have their times shifted by sqrt(n / base_tokens): the more tokens say the
             same, the more noise it takes to hide it (arXiv:2403.03206, section 5.3.2).
         caption_weight: weight of the next-token loss on the captions.
+        given_rate: of micro-batches of sound and face, the share in which one of the two is given clean and only the
+            other is to be made, each as often; in the rest both are noisy, at times of their own (arXiv:2303.06555).
     """
 
     loss: str = "velocity"
@@ -36,6 +40,7 @@ class FlowConfig:
     time_std: float = 1.0
     base_tokens: int = 16
     caption_weight: float = 0.0
+    given_rate: float = 0.2
 
     def __post_init__(self):
         rules = [
@@ -45,6 +50,7 @@ class FlowConfig:
             (self.time_std > 0, f"time_std must be positive, got {self.time_std}"),
             (self.base_tokens >= 1, f"base_tokens must be at least 1, got {self.base_tokens}"),
             (self.caption_weight >= 0, f"caption_weight must be 0 or more, got {self.caption_weight}"),
+            (0 <= self.given_rate <= 1, f"given_rate must be in [0, 1], got {self.given_rate}"),
         ]
         for holds, rule in rules:
             if not holds:
@@ -58,14 +64,24 @@ class FlowTarget:
     Attributes:
         x_0: float (B, n, width).
         weight: float (B,), of each sample's squared error.
+        mask: bool (B, n), False at padding; None where nothing is padded.
     """
 
     x_0: Float[Tensor, "batch tokens width"]
     weight: Float[Tensor, "batch"]
+    mask: Bool[Tensor, "batch tokens"] | None = None
 
     def to(self, device: torch.device) -> "FlowTarget":
         """The same target on another device."""
-        return FlowTarget(self.x_0.to(device), self.weight.to(device))
+        mask = None if self.mask is None else self.mask.to(device)
+        return FlowTarget(self.x_0.to(device), self.weight.to(device), mask)
+
+    def errors(self, clean: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch"]:
+        """The mean squared error of each sample, over its real tokens."""
+        errors = (clean.float() - self.x_0).square().mean(dim=2)
+        if self.mask is None:
+            return errors.mean(dim=1)
+        return (errors * self.mask).sum(dim=1) / self.mask.sum(dim=1)
 
 
 def latent_layout(
@@ -73,11 +89,47 @@ def latent_layout(
 ) -> list[tuple[Segment, Target | FlowTarget]]:
     """The captions as causal context, and the samples at drawn times as canvases after them."""
     rows, tokens = batch.values.shape[:2]
+    t, weight = drawn_times(rows, tokens, config, generator)
+    context, canvas = latent_segments(batch, t, generator)
+    return [(context, caption_target(batch, config)), (canvas, FlowTarget(batch.values, weight))]
+
+
+def drawn_times(
+    rows: int, tokens: int, config: FlowConfig, generator: Generator
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+    """A time for each sample of so many tokens, and the weight of its error."""
     warp = shifted(math.sqrt(tokens / config.base_tokens))
     t = logit_normal_times(rows, generator, config.time_mean, config.time_std, warp)
-    context, canvas = latent_segments(batch, t, generator)
     weight = FLOW.loss_weight(t).clamp(max=config.max_weight) if config.loss == "velocity" else torch.ones(rows)
-    return [(context, caption_target(batch, config)), (canvas, FlowTarget(batch.values, weight))]
+    return t, weight
+
+
+def speech_layout(
+    batch: SpeechBatch, config: FlowConfig, generator: Generator
+) -> list[tuple[Segment, Target | FlowTarget | None]]:
+    """What is told of utterances as clean context, and sound, and face where there is one, at times of their own."""
+    layout = lay_out(batch.rows, batch.bos_token_id)
+    parts: list[tuple[Segment, Target | FlowTarget | None]] = [(segment, None) for segment in layout.contexts]
+    tokens = max(map(len, batch.sounds))
+    given = None if batch.faces is None else drawn_given(config.given_rate, generator)
+    for modality, clips in (("audio", batch.sounds), ("avatar", batch.faces)):
+        if clips is None:
+            continue
+        x_0, places = stacked_rows(clips, "cpu"), {"positions": layout.positions, "mask": layout.mask}
+        if modality == given:
+            parts.append((Segment(modality, x_0, **places), None))
+            continue
+        t, weight = drawn_times(len(clips), tokens, config, generator)
+        canvas = Segment(modality, FLOW.corrupt(x_0, t, generator), time=t, **places)
+        parts.append((canvas, FlowTarget(x_0, weight, layout.mask)))
+    return parts
+
+
+def drawn_given(rate: float, generator: Generator) -> str | None:
+    """Which of sound and face is given, if either is."""
+    if torch.rand((), generator=generator) >= rate:
+        return None
+    return "audio" if torch.rand((), generator=generator) < 0.5 else "avatar"
 
 
 def latent_segments(batch: LatentBatch, t: Float[Tensor, "batch"], generator: Generator) -> tuple[Segment, Segment]:

@@ -10,8 +10,9 @@ from .flow_evaluation import flow_errors
 from .latent_data import LatentBatch
 from .layouts import TokenBatch
 from .likelihood import held_out_likelihood
+from .speech_data import SpeechBatch
 
-HeldOut = Mapping[str, Sequence[TokenBatch | LatentBatch]]  # batches by modality
+HeldOut = Mapping[str, Sequence[TokenBatch | LatentBatch | SpeechBatch]]  # batches by modality
 
 
 def held_out_figures(
@@ -23,7 +24,7 @@ def held_out_figures(
     """
     values: dict[str, float] = {}
     for modality, batches in held_out.items():
-        latents = [batch for batch in batches if isinstance(batch, LatentBatch)]
+        latents = [batch for batch in batches if isinstance(batch, LatentBatch | SpeechBatch)]
         tokens = [batch for batch in batches if isinstance(batch, TokenBatch)]
         if latents:
             values |= {f"{modality}/held_out/{name}": error for name, error in flow_errors(model, latents).items()}

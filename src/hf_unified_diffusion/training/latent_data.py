@@ -3,17 +3,20 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ..codecs.image_codec import image_positions
+from ..codecs.picture_positions import image_positions
 from ..codecs.text_codec import TextCodec, pad_right
 from ..processes import spawn_generators
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 COLUMNS = ("latents", "rows", "columns", "captions")
 
@@ -42,19 +45,50 @@ class LatentBatch:
         return self.values.shape[0] * self.values.shape[1]
 
 
+class LatentTable(Protocol):
+    """Samples by their places: what `LatentShards` reads, from Parquet shards or from packs."""
+
+    def __len__(self) -> int: ...
+
+    def latents(self, places: Int[np.ndarray, "batch"]) -> np.ndarray:
+        """(batch, values) where all samples have as many values; of several lengths, an array of another shape."""
+        ...
+
+    def captions(self, places: Int[np.ndarray, "batch"]) -> list[list[str]]:
+        """The captions of each sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrowLatents:
+    """A memory-mapped table of the columns `latents` and `captions`."""
+
+    table: "Dataset"
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def latents(self, places: Int[np.ndarray, "batch"]) -> np.ndarray:
+        """As `LatentTable` says."""
+        return self.table.with_format("numpy", columns=["latents"])[places]["latents"]
+
+    def captions(self, places: Int[np.ndarray, "batch"]) -> list[list[str]]:
+        """As `LatentTable` says."""
+        return self.table.select_columns(["captions"])[places]["captions"]
+
+
 @dataclass(frozen=True)
 class LatentShards:
-    """Samples of one modality in memory-mapped tables.
+    """Samples of one modality.
 
     Attributes:
-        table: columns `latents` (float16, rows x columns x width numbers, row after row), `rows`, `columns` and
-            `captions`.
+        table: of samples of rows x columns x width numbers, row after row, with captions.
         modality: a continuous modality of the network.
         width: numbers in a token.
         buckets: (rows, columns) of the samples -> their places in the table, int64.
     """
 
-    table: Dataset
+    table: LatentTable
     modality: str
     width: int
     buckets: dict[tuple[int, int], Int[np.ndarray, "samples"]]
@@ -91,7 +125,7 @@ class LatentShards:
             ValueError: a sample has not the number of values that its shape asks for.
         """
         tokens = shape[0] * shape[1]
-        latents = self.table.with_format("numpy", columns=["latents"])[places]["latents"]
+        latents = self.table.latents(places)
         if latents.shape != (len(places), tokens * self.width):  # of several lengths, it has one axis only
             sizes = sorted({np.size(sample) for sample in latents})
             raise ValueError(
@@ -99,7 +133,7 @@ class LatentShards:
                 f"values, got {sizes}"
             )
         values = torch.from_numpy(latents.astype(np.float32)).view(len(places), tokens, self.width)
-        return values, self.table.select_columns(["captions"])[places]["captions"]
+        return values, self.table.captions(places)
 
 
 def open_latents(files: Iterable[Path], modality: str, cache_dir: Path) -> LatentShards:
@@ -112,6 +146,8 @@ def open_latents(files: Iterable[Path], modality: str, cache_dir: Path) -> Laten
 
     Usage: `open_latents(Path("data/images/train").glob("*.parquet"), "image", Path("runs/latents"))`
     """
+    from datasets import Dataset
+
     names = sorted(str(file) for file in files)
     if not names:
         raise ValueError(f"latents of {modality!r} need at least one Parquet file, got none")
@@ -129,9 +165,13 @@ def open_latents(files: Iterable[Path], modality: str, cache_dir: Path) -> Laten
         raise ValueError(
             f"{len(table[0]['latents'])} values do not fill {shapes[0, 0]} x {shapes[0, 1]} tokens evenly in {names[0]}"
         )
+    return LatentShards(ArrowLatents(table), modality, width, buckets_of(shapes))
+
+
+def buckets_of(shapes: Int[np.ndarray, "samples 2"]) -> dict[tuple[int, int], Int[np.ndarray, "samples"]]:
+    """(rows, columns) -> the places of the samples of that shape."""
     unique = np.unique(shapes, axis=0)
-    buckets = {(int(r), int(c)): np.flatnonzero((shapes == (r, c)).all(axis=1)) for r, c in unique}
-    return LatentShards(table, modality, width, buckets)
+    return {(int(r), int(c)): np.flatnonzero((shapes == (r, c)).all(axis=1)) for r, c in unique}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Which modality a micro-batch is of, and where it comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from .latent_data import LatentBatch
 from .layouts import TokenBatch
+from .speech_data import SpeechBatch, SpokenRows
 from .token_data import PackedTokens, starts_for
 
 
@@ -17,7 +18,9 @@ class MicroBatches(Protocol):
         """A modality the network has a head for."""
         ...
 
-    def batch(self, turn: int, seed: int, process: int = 0, num_processes: int = 1) -> TokenBatch | LatentBatch:
+    def batch(
+        self, turn: int, seed: int, process: int = 0, num_processes: int = 1
+    ) -> TokenBatch | LatentBatch | SpeechBatch:
         """The micro-batch that a process takes when the modality has its `turn`, from 0."""
         ...
 
@@ -51,6 +54,12 @@ class TokenRows:
         """The rows of a turn (see `starts_for`)."""
         starts = starts_for(self.packed, self.length, self.rows, turn, seed, process, num_processes)
         return self.packed.rows(starts, self.length)
+
+
+def reached_modalities(data: Sequence[MicroBatches]) -> list[str]:
+    """The modalities whose heads the micro-batches of some sources reach."""
+    with_faces = any(isinstance(source, SpokenRows) and source.faces for source in data)
+    return [source.modality for source in data] + ["avatar"] * with_faces
 
 
 def check_shares(shares: Mapping[str, int], modalities: list[str]) -> None:

@@ -11,9 +11,10 @@ from torch import Generator, Tensor, nn
 from ..contracts import Segment
 from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from .flow_layout import FLOW, FlowConfig, FlowTarget, latent_layout
+from .flow_layout import FlowConfig, FlowTarget, latent_layout, speech_layout
 from .latent_data import LatentBatch
 from .layouts import IGNORED_LABEL, Target, TokenBatch, block_layout, infill_layout, next_token_target
+from .speech_data import SpeechBatch
 
 Losses = dict[str, list[tuple[Tensor, Tensor, int]]]  # by kind of segment: losses, their weights, tokens
 
@@ -66,9 +67,17 @@ class ObjectiveConfig:
 
 
 def layout_for(
-    batch: TokenBatch | LatentBatch, config: ObjectiveConfig, mask_token_id: int, progress: float, generator: Generator
-) -> Sequence[tuple[Segment, Target | FlowTarget]]:
-    """Draw the step's layout: context only, a gap to fill, or blocks; for latents, a noisy canvas after its caption."""
+    batch: TokenBatch | LatentBatch | SpeechBatch,
+    config: ObjectiveConfig,
+    mask_token_id: int,
+    progress: float,
+    generator: Generator,
+) -> Sequence[tuple[Segment, Target | FlowTarget | None]]:
+    """Draw the step's layout: context only, a gap to fill, or blocks; for latents and speech noisy canvases after what
+    is told of them. A segment without a target is only looked at.
+    """
+    if isinstance(batch, SpeechBatch):
+        return speech_layout(batch, config.flow, generator)
     if isinstance(batch, LatentBatch):
         return latent_layout(batch, config.flow, generator)
     length = batch.tokens.shape[1]
@@ -103,7 +112,7 @@ class ScoreNetworkObjective(nn.Module):
         self.model, self.config = model, config
 
     def forward(
-        self, parts: Sequence[tuple[Segment, Target | FlowTarget]], controls: Sequence[Control] = ()
+        self, parts: Sequence[tuple[Segment, Target | FlowTarget | None]], controls: Sequence[Control] = ()
     ) -> dict[str, Float[Tensor, ""]]:
         """The loss and its parts.
 
@@ -114,9 +123,8 @@ class ScoreNetworkObjective(nn.Module):
         losses: Losses = {}
         for features, (segment, target) in zip(hidden, parts, strict=True):
             if isinstance(target, FlowTarget):
-                clean = self.model.decode(features, segment.modality)
-                add_flow_error(losses, clean, target.x_0, segment, target)
-            else:
+                add_flow_error(losses, self.model.decode(features, segment.modality), target)
+            elif target is not None:
                 nats, weight = self.nats(features, segment.modality, target)
                 kind = "causal" if segment.is_context else "canvas"
                 losses.setdefault(kind, []).append((nats, weight, target.labels.numel()))
@@ -130,9 +138,9 @@ class ScoreNetworkObjective(nn.Module):
         return nats, target.weight[asked].clamp(max=self.config.max_weight)
 
 
-def add_flow_error(losses: Losses, clean: Tensor, wanted: Tensor, segment: Segment, target: FlowTarget) -> None:
+def add_flow_error(losses: Losses, clean: Tensor, target: FlowTarget) -> None:
     """Put the squared errors of a continuous canvas, one a sample, with its weights among the losses."""
-    errors = FLOW.loss(clean.float(), wanted, segment.values, segment.time)
+    errors = target.errors(clean)
     losses.setdefault("flow", []).append((errors, target.weight, len(errors)))
 
 
@@ -147,8 +155,9 @@ def summed_losses(losses: Losses, config: ObjectiveConfig) -> dict[str, Float[Te
         values["canvas"] = torch.stack([(n * w).sum() for n, w, _ in losses["canvas"]]).sum() / total
         values["hidden"] = torch.cat([n for n, _, _ in losses["canvas"]]).mean().detach()
     if "flow" in losses:
-        ((errors, weight, _),) = losses["flow"]
-        values["flow"], values["clean"] = (errors * weight).mean(), errors.mean().detach()
+        canvases = losses["flow"]  # sound and face count alike
+        values["flow"] = torch.stack([(errors * weight).mean() for errors, weight, _ in canvases]).mean()
+        values["clean"] = torch.stack([errors.mean() for errors, _, _ in canvases]).mean().detach()
         causal_weight = config.flow.caption_weight
     ways = values.get("canvas", 0.0) + values.get("flow", 0.0)
     values["loss"] = ways + causal_weight * values.get("causal", 0.0)

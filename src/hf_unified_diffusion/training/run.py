@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from diffusers.training_utils import EMAModel
 from torch import Generator, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -24,9 +23,11 @@ from ..quantization.integer import Codes
 from .distillation import DistillationObjective
 from .latent_data import LatentBatch
 from .layouts import TokenBatch
-from .mixture import MicroBatches, check_shares, turn_of
+from .mixture import MicroBatches, check_shares, reached_modalities, turn_of
+from .moving_average import MovingAverage
 from .objective import ScoreNetworkObjective, layout_for
 from .quantization_aware import RoundedWeights
+from .speech_data import SpeechBatch
 
 SAVED = ("model", "state")
 ROUNDED = "rounded.pt"  # absent where the run was not quantization-aware when it was saved
@@ -187,17 +188,16 @@ class TrainingRun:
         self.shares = dict(settings.shares) or dict.fromkeys(self.data, 1)
         check_shares(self.shares, list(self.data))
         self.config, self.model, self.save_model = objective.config, objective.model, save_model
-        self.parameters = trainable_parameters(objective.model, list(self.data), settings.train_only)
+        self.parameters = trainable_parameters(objective.model, reached_modalities(data), settings.train_only)
         optimizer = adamw(self.parameters, settings.weight_decay, settings.beta2)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.rounded = None if quantization is None else RoundedWeights(self.model, quantization, codes=codes)
-        self.ema = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
-        self.ema.to(accelerator.device)
+        self.ema = MovingAverage(self.parameters, settings.ema_decay)
         self.progress = Progress()
         if self.rounded is not None:
             accelerator.register_for_checkpointing(self.rounded)
 
-    def batch(self, index: int) -> TokenBatch | LatentBatch:
+    def batch(self, index: int) -> TokenBatch | LatentBatch | SpeechBatch:
         """Micro-batch `index`, of one modality."""
         name, turn = turn_of(index, self.shares)
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -205,12 +205,12 @@ class TrainingRun:
 
     def micro_step(self, index: int, progress: float) -> dict[str, float]:
         """Forward and backward of one micro-batch."""
-        accelerator, batch = self.accelerator, self.batch(index)
+        accelerator, device, batch = self.accelerator, self.accelerator.device, self.batch(index)
         noise_seed = (self.settings.seed * 1_000_003 + index) * accelerator.num_processes + accelerator.process_index
         generator = Generator().manual_seed(noise_seed)
         parts = layout_for(batch, self.config, self.tokenizer.mask_token_id, progress, generator)
         with nullcontext() if self.rounded is None else self.rounded.in_place():
-            losses = self.objective([(s.to(accelerator.device), t.to(accelerator.device)) for s, t in parts])
+            losses = self.objective([(s.to(device), None if t is None else t.to(device)) for s, t in parts])
             accelerator.backward(losses["loss"] * self.settings.loss_weights.get(batch.modality, 1.0))
         self.progress.tokens += batch.num_tokens * accelerator.num_processes
         self.progress.positions += sum(s.values.shape[:2].numel() for s, _ in parts) * accelerator.num_processes
@@ -254,12 +254,11 @@ class TrainingRun:
     @contextmanager
     def averaged(self) -> Iterator[UnifiedDiffusionModel]:
         """The model with its moving average in place; the trained weights come back afterwards."""
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        self.ema.put_into(self.parameters)
         try:
             yield self.model
         finally:
-            self.ema.restore(self.parameters)
+            self.ema.take_out_of(self.parameters)
 
     def save(self, folder: Path) -> None:
         """Write `model` (averaged) and `state` under `folder`; cut off anywhere, it leaves old or new, whole."""

@@ -14,6 +14,7 @@ from .machine import check_precision
 from .objective import ObjectiveConfig
 from .run import RunSettings
 
+RECIPE_TABLES = ("prepare", "distillation", "report")  # what `read_recipe` reads of the same file
 SEEDS_APART = 101  # between the stages of a file: a stage that reads the rows of the one before memorises them
 
 
@@ -25,6 +26,8 @@ class StageArguments:
     tokenizer: str
     shards: str = "data/shards"
     latents: list[str] = field(default_factory=list)  # image=data/images: a folder with train/ and validation/
+    speech: str | None = None  # a folder with train/ and validation/ of speech: the modality audio
+    packs: list[str] = field(default_factory=list)  # of `make pack`: data come from these, and from no other folder
     initial_model: str | None = None  # a folder of ours, or with from_autoregressive a Llama- or Qwen-shaped one
     from_autoregressive: bool = False
     layers: list[int] = field(default_factory=list)  # the autoregressive model's layers to keep; all by default
@@ -38,9 +41,13 @@ class StageArguments:
     sequence_length: int = 256
     train_batch_size: int = 4  # rows of tokens
     latent_batch_tokens: int = 1024  # tokens of a micro-batch of latents, their captions not counted
+    speech_batch_tokens: int = 1024  # of sound in a micro-batch, 20 a second, references not counted
+    reference_dropout: float = 0.3  # of speech: the share without a reference; caption_dropout is that without anything
+    faces: bool = False  # speech comes with its face, of the modality avatar
     gradient_accumulation_steps: int = 1
     max_train_steps: int = 1000
     max_train_minutes: float | None = None  # the learning rate then follows the clock
+    slice_minutes: float | None = None  # save and end after so many minutes of this call; --resume goes on
     learning_rate: float = 3e-4
     warmup_steps: int = 50
     weight_decay: float = 0.1
@@ -81,6 +88,8 @@ class StageArguments:
         for name in (*counts, "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.slice_minutes is not None and not self.slice_minutes > 0:
+            raise ValueError(f"slice_minutes must be positive, got {self.slice_minutes}")
         check_precision(self.mixed_precision)
         wrong = sorted(set(self.modalities) - set(TOKEN_MODALITIES))
         if wrong:
@@ -167,7 +176,7 @@ def read_stages(file: Path, only: Sequence[str] = (), overrides: Sequence[str] =
         raise ValueError(f"a configuration must be TOML, got {file}: {error}") from error
     shared, stages = tables.get("all", {}), tables.get("stages", {})
     missing = sorted(set(only) - set(stages))
-    if set(tables) - {"all", "stages"} or not stages or missing:
+    if set(tables) - {"all", "stages", *RECIPE_TABLES} or not stages or missing:
         raise ValueError(
             f"a configuration must have the tables all and stages, and the stages {list(only)}, "
             f"got {sorted(tables)} with the stages {list(stages)} in {file}"

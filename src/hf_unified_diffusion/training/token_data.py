@@ -4,11 +4,11 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Generator, Tensor
@@ -74,6 +74,8 @@ def pack_shards(
 
 def write_packed(shards: list[Path], tokenizer: PreTrainedTokenizerFast, modality: str, stem: Path, seed: int) -> None:
     """Tokenize and write one packed file."""
+    from datasets import Dataset
+
     texts = []
     for shard in shards:
         rows = Dataset.from_parquet(str(shard), keep_in_memory=True)
@@ -134,11 +136,17 @@ def starts_for(
     starts = []
     for position in range(first, first + rows):
         epoch, place = divmod(position, per_epoch)
-        generator = Generator().manual_seed(seed * 1_000_003 + epoch)
-        offset = int(torch.randint(0, length, (), generator=generator))
-        order = torch.randperm(per_epoch, generator=generator)
+        offset, order = epoch_order(seed * 1_000_003 + epoch, length, per_epoch)
         starts.append(int(order[place]) * length + offset)
     return torch.tensor(starts)
+
+
+@lru_cache(maxsize=8)  # of 320,000 sequences an order takes milliseconds, and every row of a step asks for it
+def epoch_order(seed: int, length: int, per_epoch: int) -> tuple[int, Int[Tensor, "sequences"]]:
+    """Where the first sequence of an epoch starts, and the order of all."""
+    generator = Generator().manual_seed(seed)
+    offset = int(torch.randint(0, length, (), generator=generator))
+    return offset, torch.randperm(per_epoch, generator=generator)
 
 
 def bytes_per_token(tokenizer: PreTrainedTokenizerFast) -> Int[Tensor, "vocab"]:
