@@ -75,7 +75,7 @@ def train_with_a_kill(folder: Path, given: list[str], processes: int, rank: int,
     command += [str(HERE.parent / "examples" / "train_unified.py"), str(folder), str(rank), str(fatal)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     began = perf_counter()
-    subprocess.run([*command, json.dumps(given)], check=True, env=environment, timeout=540)
+    subprocess.run([*command, json.dumps(given)], check=True, env=environment, timeout=3000)
     return perf_counter() - began
 
 

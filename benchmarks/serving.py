@@ -10,7 +10,6 @@ checkpoint with an autoencoder where the checkpoint has none (`--pictures`), so 
 import asyncio
 import base64
 import json
-import math
 import os
 import re
 import signal
@@ -152,7 +151,7 @@ async def medium(kind: str, address: str, process: psutil.Process, repeats: int)
             return await timed(kind, {"picture": picture, "speech": speech}[kind], repeats, process)
         except APIStatusError as error:
             told = f"refused, {error.status_code}: {error.message}"
-            return {"kind": kind, "right": told[:160], "seconds, median": math.nan, "core seconds, median": math.nan}
+            return {"kind": kind, "right": told[:160], "seconds, median": "-", "core seconds, median": "-"}
 
 
 async def crowd(client: AsyncOpenAI, address: str, process: psutil.Process, args: Any) -> list[Row]:
