@@ -24,6 +24,7 @@ from measure import Mean, Row, argument_parser, described, held_out, load_pipeli
 from tqdm.auto import tqdm
 
 from hf_unified_diffusion.codecs.text_codec import TextCodec
+from hf_unified_diffusion.conditioning.energies_text import CausalLikelihood
 from hf_unified_diffusion.pipelines.code_boundaries import parses, whole_statements
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.training.data_sources import source_model_path
@@ -95,6 +96,8 @@ def write(
         "code": (args.code_tokens, args.code_temperature),
     }[pipe.modality]
     raw = {"only_whole_statements": False} if pipe.modality == "code" else {}
+    ranked = args.num_candidates > 1 and pipe.modality == "text"
+    candidates = {"energies": [CausalLikelihood()], "num_candidates": args.num_candidates} if ranked else {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts, ids, passes, finished = [""] * len(prompts), [[]] * len(prompts), 0, [False] * len(prompts)
     began = perf_counter()
@@ -110,6 +113,7 @@ def write(
             top_p=args.top_p,
             seed=args.seed + first,
             **raw,
+            **candidates,
         )
         passes += output.num_forward_passes
         written = zip(chosen, output.completions, output.completion_ids, output.finished, strict=True)
@@ -223,8 +227,8 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--shards", type=Path, default=Path("data/shards"))
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="choose settings on validation")
-    parser.add_argument("--num_functions", type=int, default=100)
-    parser.add_argument("--num_texts", type=int, default=50)
+    parser.add_argument("--num_functions", type=int, default=100, help="0: no table of functions")
+    parser.add_argument("--num_texts", type=int, default=50, help="0: no table of prose")
     parser.add_argument("--num_samples", type=int, default=3, help="of each setting, the first ones, kept in the JSON")
     parser.add_argument("--code_tokens", type=int, default=96, help="at most, for a function")
     parser.add_argument("--text_tokens", type=int, default=128, help="at most, for a text")
@@ -232,15 +236,17 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="of prose")
     parser.add_argument("--code_temperature", type=float, default=0.3)
     parser.add_argument("--top_p", type=float, default=1.0)
+    parser.add_argument("--num_candidates", type=int, default=1, help="texts, of which the causal path draws a likely one")
     parser.add_argument("--batch_size", type=int, default=10)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     args, settings = start(parser)
     pipelines = load_pipelines(args)
     samples: dict[str, list] = {}
-    tables = {
-        "Functions from held-out docstrings": functions(pipelines["code"], args, samples),
-        "Prose after held-out beginnings": prose(pipelines["text"], args, samples),
-    }
+    tables = {}
+    if args.num_functions:
+        tables["Functions from held-out docstrings"] = functions(pipelines["code"], args, samples)
+    if args.num_texts:
+        tables["Prose after held-out beginnings"] = prose(pipelines["text"], args, samples)
     if args.num_samples:
         shown = [{"setting": name, "text": text} for name, texts in samples.items() for text in texts]
         tables["The first ones, in the order of the seed"] = shown

@@ -79,9 +79,11 @@ def test_a_hard_wish_is_met_by_a_retry(pipe):
     assert [attempt.scale for attempt in history] == [4.0**i for i in range(len(history))]
 
 
-def test_importance_weights_choose_the_likelier_candidates(pipe):
+@pytest.mark.parametrize("check_drafts", [False, True])
+def test_importance_weights_choose_the_likelier_candidates(pipe, check_drafts):
     def energies(weight):
-        wishes = {"energies": [CausalLikelihood(weight=weight)], "num_candidates": 4}
+        energy = CausalLikelihood(weight=weight)
+        wishes = {"energies": [energy], "num_candidates": 4, "check_drafts": check_drafts}
         outputs = [pipe("x = ", **SHORT | {"seed": seed}, **wishes) for seed in range(4)]
         return [output.energy_history[0][0].energies["CausalLikelihood"] for output in outputs]
 
@@ -107,7 +109,7 @@ BAD = {
     "candidates": ({"energies": [CausalLikelihood()]}, "num_candidates must be at least 2 with"),
     "no candidates": ({"num_candidates": 0}, "num_candidates must be an integer of at least 1, got 0"),
     "names": ({"energies": [ForbiddenWords(["a"]), ForbiddenWords(["b"])]}, "energies must have names of their own"),
-    "drafts": ({"check_drafts": True}, "check_drafts must be False with energies"),
+    "drafts": ({"check_drafts": True}, "check_drafts must be False with \\['ForbiddenWords'\\]"),
     "length": ({"energies": [Length(1, 2)], "suffix": "x"}, "Length must be left out with a suffix or a canvas"),
     "room": ({"energies": [Length(30, 40)]}, "fewest tokens of Length must be at most max_new_tokens \\(16\\), got 30"),
 }  # fmt: skip

@@ -71,8 +71,9 @@ class TextEnergies:
         """Raise ValueError where a request cannot be written under energies."""
         if not self.energies:
             return
-        if options.check_drafts:
-            raise ValueError("check_drafts must be False with energies: drafts are checked without them")
+        shaping = [energy.name for energy in self.energies if not energy.needs_candidates]
+        if options.check_drafts and shaping:
+            raise ValueError(f"check_drafts must be False with {shaping}: drafts are checked without them")
         if streams:
             raise ValueError("streamer must be left out with energies: a rejected text is written again")
         for energy in self.energies:
