@@ -47,6 +47,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def block_values(precision: str) -> int:
+    """Numbers of a block: principal axes are the same size in a block of any, so there are more."""
+    return VALUES_OF_BLOCK * (8 if precision == "principal" else 1)
+
+
 def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, Block, Iterator[Block]]]:
     """Of each modality: its name, a block of validation data, and the blocks of training data."""
     tokenizer, precision = AutoTokenizer.from_pretrained(args.tokenizer), named(args.precision, str, "precision")
@@ -62,14 +67,16 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, Block, Iterator[B
             for split in ("train", "validation")
         )
         kind = precision.get(modality, "int8")
-        yield modality, next(latent_blocks(unseen, kind, args.validation_values)), latent_blocks(train, kind)
+        held_out = next(latent_blocks(unseen, kind, args.validation_values))
+        yield modality, held_out, latent_blocks(train, kind, block_values(kind))
     if args.speech is not None:
         train, unseen = (
             open_speech((args.speech / split).glob("*.parquet"), args.cache.parent / "speech")
             for split in ("train", "validation")
         )
-        held_out = next(speech_blocks(unseen, args.faces, args.validation_values))
-        yield "audio", held_out, speech_blocks(train, args.faces)
+        kind = precision.get("audio", "int8")
+        held_out = next(speech_blocks(unseen, args.faces, args.validation_values, kind))
+        yield "audio", held_out, speech_blocks(train, args.faces, block_values(kind), kind)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_unified_diffusion.training.latent_data import CaptionedLatents, LatentShards
-from hf_unified_diffusion.training.pack_blocks import latent_blocks, latents_of, token_blocks, tokens_of
+from hf_unified_diffusion.training.pack_blocks import (
+    STEP,
+    latent_blocks,
+    latents_of,
+    rounded_values,
+    token_blocks,
+    tokens_of,
+    turned_back,
+)
 from hf_unified_diffusion.training.pack_files import (
     packed_arrays,
     strings_of_arrays,
@@ -63,7 +71,7 @@ def pictures(tmp_path_factory) -> LatentShards:
     return blobs(tmp_path_factory.mktemp("blobs"), {(2, 2): 5, (1, 3): 4})
 
 
-@pytest.mark.parametrize(("precision", "error"), [("float16", 0.0), ("int8", 0.5 / 127)])
+@pytest.mark.parametrize(("precision", "error"), [("float16", 0.0), ("int8", 0.5 / 127), ("principal", STEP)])
 def test_a_micro_batch_of_a_pack_is_that_of_the_shards(pictures, precision, error):
     blocks = [unpacked_arrays(packed_arrays(block)) for block in latent_blocks(pictures, precision, values=40)]
     assert len(blocks) > 1
@@ -75,6 +83,17 @@ def test_a_micro_batch_of_a_pack_is_that_of_the_shards(pictures, precision, erro
         assert np.array_equal(a.positions, b.positions)
         largest = float(np.abs(np.concatenate([pictures.table.latents([i]).ravel() for i in range(9)])).max())
         assert float((a.values - b.values).abs().max()) <= error * largest + 1e-6
+
+
+def test_along_principal_axes_what_is_related_takes_little_room_and_little_is_lost():
+    random = np.random.default_rng(0)
+    related = (random.normal(size=(4000, 3)) @ random.normal(size=(3, 64))).astype(np.float32)
+    numbers = related + random.normal(scale=0.05, size=related.shape).astype(np.float32)
+    principal, plain = (rounded_values(numbers, precision) for precision in ("principal", "int8"))
+    assert len(packed_arrays(principal)) < 0.2 * len(packed_arrays(plain))
+    error = turned_back(principal)["values"].astype(np.float32) - numbers
+    assert np.square(error).mean() < 0.01 * numbers.var()
+    assert turned_back(plain) is plain
 
 
 def test_speech_of_a_pack_is_that_of_the_shards(tmp_path):

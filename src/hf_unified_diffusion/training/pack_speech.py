@@ -1,4 +1,4 @@
-"""Blocks of speech: tokens of sound and of the face, as int8, with phonemes and voices; and the utterances again."""
+"""Blocks of speech: tokens of sound and of the face, rounded, with phonemes and voices; and the utterances again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .pack_blocks import VALUES_OF_BLOCK, Block, rounded_values
+from .pack_blocks import VALUES_OF_BLOCK, Block, rounded_values, turned_back
 from .pack_files import strings_of_arrays, strings_to_arrays
 from .packs import blocks_of
 from .speech_data import Utterances
 
 
-def speech_blocks(speech: Utterances, faces: bool = True, values: int = VALUES_OF_BLOCK) -> Iterator[Block]:
-    """Utterances in their order, about `values` numbers of sound a block; a second takes 8 kB, its face 1 kB.
+def speech_blocks(
+    speech: Utterances, faces: bool = True, values: int = VALUES_OF_BLOCK, precision: str = "int8"
+) -> Iterator[Block]:
+    """Utterances in their order, about `values` numbers of sound a block; as int8 a second takes 8 kB, its face 1 kB.
+
+    The precision is one of `pack_blocks.PRECISIONS`.
 
     Raises:
         ValueError: with `faces`, an utterance whose phonemes have no times.
@@ -27,9 +31,9 @@ def speech_blocks(speech: Utterances, faces: bool = True, values: int = VALUES_O
     which = (np.cumsum(speech.lengths) - speech.lengths) * width // values
     for number in np.unique(which):
         places = [int(place) for place in np.flatnonzero(which == number)]
-        block = rounded_values(torch.cat([speech.sound(place) for place in places]).numpy(), "int8")
+        block = rounded_values(torch.cat([speech.sound(place) for place in places]).numpy(), precision)
         if faces:
-            track = rounded_values(torch.cat([speech.face(place) for place in places]).numpy(), "int8")
+            track = rounded_values(torch.cat([speech.face(place) for place in places]).numpy(), precision)
             block |= {f"face_{name}": array for name, array in track.items()}
         block["lengths"] = speech.lengths[places].astype(np.uint32)
         block |= strings_to_arrays("phonemes", [list(speech.symbols(place)) for place in places])
@@ -73,8 +77,8 @@ class PackedSpeech:
         block, end = self.blocks[self.block[place]], self.ends[place]
         if f"{of}values" not in block:
             raise ValueError(f"a pack must hold {of}values to read them, got {sorted(block)}")
-        codes = block[f"{of}values"][end - self.lengths[place] : end]
-        return torch.from_numpy(codes.astype(np.float32) * block[f"{of}scale"])
+        codes = block[f"{of}values"][end - self.lengths[place] : end].astype(np.float32)
+        return torch.from_numpy(codes * block[f"{of}scale"] if f"{of}scale" in block else codes)
 
 
 def speech_of(blocks: Sequence[Block]) -> PackedSpeech:
@@ -83,6 +87,7 @@ def speech_of(blocks: Sequence[Block]) -> PackedSpeech:
     Raises:
         ValueError: lengths, voices or phonemes that are not of the tokens.
     """
+    blocks = [turned_back(turned_back(block), "face_") for block in blocks]
     lengths = [block["lengths"].astype(np.int64) for block in blocks]
     voices = [voice for block in blocks for (voice,) in strings_of_arrays("voices", block)]
     phonemes = [symbols for block in blocks for symbols in strings_of_arrays("phonemes", block)]
