@@ -20,9 +20,9 @@ from hf_unified_diffusion.training.run import TrainingRun, was_saved
 
 def watched(log: Path, rank: int, fatal: int | None) -> None:
     """Let every process write down its micro-batches, and one of them die in one."""
-    micro_step = TrainingRun.micro_step
+    parts = TrainingRun.parts
 
-    def step(run: TrainingRun, index: int, progress: float) -> dict[str, float]:
+    def made(run: TrainingRun, index: int, progress: float):
         process, batch = run.accelerator.process_index, run.batch(index)
         tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
         digest = hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
@@ -30,9 +30,9 @@ def watched(log: Path, rank: int, fatal: int | None) -> None:
             file.write(json.dumps([process, index, digest]) + "\n")
         if process == rank and index == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
-        return micro_step(run, index, progress)
+        return parts(run, index, progress)
 
-    TrainingRun.micro_step = step
+    TrainingRun.parts = made
 
 
 def main() -> None:
@@ -44,9 +44,9 @@ def main() -> None:
         plan = [("unbroken", None), ("killed", int(fatal))]
     else:
         plan = [("killed", None)]
-    micro_step = TrainingRun.micro_step
+    parts = TrainingRun.parts
     for name, fatal_index in plan:
-        TrainingRun.micro_step = micro_step
+        TrainingRun.parts = parts
         watched(out / f"{name}-data-{process}.jsonl", int(rank), fatal_index)
         resume = ["--resume"] if was_saved(out / name) else []
         (run,) = train([*given, "--output_dir", str(out / name), *resume])

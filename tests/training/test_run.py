@@ -185,7 +185,7 @@ def test_what_trains_gets_a_gradient_and_what_does_not_stays():
     frozen = {name: p.detach().clone() for name, p in run.model.named_parameters() if id(p) not in trained}
     assert any(".cross_attn." in name for name in frozen)
     for index in range(2):  # one micro-batch of each modality
-        run.micro_step(index, 1.0)
+        run.micro_step(*run.parts(index, 1.0))
     assert all(p.grad is not None for p in run.parameters)
     take(run, 2)
     for name, p in run.model.named_parameters():

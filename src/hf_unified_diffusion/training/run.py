@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -17,18 +18,21 @@ from accelerate.utils import broadcast
 from torch import Generator, nn
 from transformers import PreTrainedTokenizerFast
 
+from ..contracts import Segment
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig
 from ..quantization.integer import Codes
 from .distillation import DistillationObjective
+from .flow_layout import FlowTarget
 from .latent_data import LatentBatch
-from .layouts import TokenBatch
+from .layouts import Target, TokenBatch
 from .mixture import MicroBatches, check_shares, reached_modalities, turn_of
 from .moving_average import MovingAverage
 from .objective import ScoreNetworkObjective, layout_for
 from .quantization_aware import RoundedWeights
 from .speech_data import SpeechBatch
 
+Parts = Sequence[tuple[Segment, Target | FlowTarget | None]]
 SAVED = ("model", "state")
 ROUNDED = "rounded.pt"  # absent where the run was not quantization-aware when it was saved
 
@@ -203,14 +207,20 @@ class TrainingRun:
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         return self.data[name].batch(turn, self.settings.seed, process, processes)
 
-    def micro_step(self, index: int, progress: float) -> dict[str, float]:
-        """Forward and backward of one micro-batch."""
-        accelerator, device, batch = self.accelerator, self.accelerator.device, self.batch(index)
+    def parts(self, index: int, progress: float) -> tuple[TokenBatch | LatentBatch | SpeechBatch, Parts]:
+        """Micro-batch `index` and what the network sees of it, on the device."""
+        accelerator, batch = self.accelerator, self.batch(index)
         noise_seed = (self.settings.seed * 1_000_003 + index) * accelerator.num_processes + accelerator.process_index
         generator = Generator().manual_seed(noise_seed)
-        parts = layout_for(batch, self.config, self.tokenizer.mask_token_id, progress, generator)
+        drawn = layout_for(batch, self.config, self.tokenizer.mask_token_id, progress, generator)
+        device = accelerator.device
+        return batch, [(s.to(device), None if t is None else t.to(device)) for s, t in drawn]
+
+    def micro_step(self, batch: TokenBatch | LatentBatch | SpeechBatch, parts: Parts) -> dict[str, float]:
+        """Forward and backward of one micro-batch."""
+        accelerator = self.accelerator
         with nullcontext() if self.rounded is None else self.rounded.in_place():
-            losses = self.objective([(s.to(device), None if t is None else t.to(device)) for s, t in parts])
+            losses = self.objective(parts)
             accelerator.backward(losses["loss"] * self.settings.loss_weights.get(batch.modality, 1.0))
         self.progress.tokens += batch.num_tokens * accelerator.num_processes
         self.progress.positions += sum(s.values.shape[:2].numel() for s, _ in parts) * accelerator.num_processes
@@ -227,13 +237,21 @@ class TrainingRun:
             group["lr"] = rate.at(self.progress.step, progress)
         record: dict[str, float] = {}
         micro_steps = self.accelerator.gradient_accumulation_steps
-        for micro in range(micro_steps):
-            with self.accelerator.accumulate(self.objective):
-                record |= self.micro_step(self.progress.step * micro_steps + micro, progress)
-                if self.accelerator.sync_gradients:
-                    record["grad_norm"] = self.clipped_norm()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+        first = self.progress.step * micro_steps
+        with ThreadPoolExecutor(
+            max_workers=1
+        ) as ahead:  # the next micro-batch is made while the device works on this one
+            waiting = ahead.submit(self.parts, first, progress)
+            for index in range(first, first + micro_steps):
+                made = waiting.result()
+                if index + 1 < first + micro_steps:
+                    waiting = ahead.submit(self.parts, index + 1, progress)
+                with self.accelerator.accumulate(self.objective):
+                    record |= self.micro_step(*made)
+                    if self.accelerator.sync_gradients:
+                        record["grad_norm"] = self.clipped_norm()
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
         self.ema.step(self.parameters)
         seconds = self.agreed(time.monotonic() - began)
         self.progress.step += 1
@@ -294,7 +312,6 @@ class TrainingRun:
         self.accelerator.load_state(str(state))
         # several processes on CPUs have devices such as cpu:0, which torch.load does not know
         self.ema.load_state_dict(torch.load(state / "ema.pt", weights_only=True, map_location="cpu"))
-        self.ema.to(self.accelerator.device)
         if self.rounded is not None and (state / ROUNDED).exists():
             self.rounded.load_state_dict(torch.load(state / ROUNDED, weights_only=True))
         self.progress = Progress(**json.loads((state / "progress.json").read_text()))
