@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_unified_diffusion.codecs.audio_codec import AudioCodec
-from hf_unified_diffusion.codecs.clock import audio_positions, phoneme_positions
+from hf_unified_diffusion.codecs.clock import audio_positions, phoneme_positions, spread_evenly
 from hf_unified_diffusion.codecs.mel import FLOOR, MEAN, STD, log_mel, stacked, unstacked
 from tests.codecs.sounds import vowel
 
@@ -98,7 +98,7 @@ def test_tokens_are_float_rows(tokens):
 @given(tokens=st.integers(1, 60), phonemes=st.integers(1, 60), start=st.floats(0, 500))
 @settings(max_examples=30, deadline=None)
 def test_sound_and_phonemes_share_the_clock(tokens, phonemes, start):
-    sound, spoken = audio_positions(tokens, start), phoneme_positions(phonemes, tokens, start)
+    sound, spoken = audio_positions(tokens, start), phoneme_positions(spread_evenly(phonemes, tokens), start)
     assert sound.shape == (tokens, 3) and spoken.shape == (phonemes, 3)
     assert (sound == sound[:, :1]).all() and (spoken == spoken[:, :1]).all()
     torch.testing.assert_close(sound[:, 0], start + torch.arange(tokens))

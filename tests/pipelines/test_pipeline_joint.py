@@ -10,6 +10,7 @@ from hf_unified_diffusion.codecs.audio_codec import AudioCodec
 from hf_unified_diffusion.codecs.avatar_codec import AvatarCodec
 from hf_unified_diffusion.codecs.avatar_track import AvatarTrack
 from hf_unified_diffusion.codecs.clock import audio_positions, phoneme_positions
+from hf_unified_diffusion.codecs.durations import phoneme_places
 from hf_unified_diffusion.codecs.phonemes import PhonemeCodec, pronounce
 from hf_unified_diffusion.contracts import Segment
 from hf_unified_diffusion.pipelines.joint_canvases import Pace
@@ -83,7 +84,7 @@ def test_it_is_the_flow_of_the_network_with_everything_computed_anew(pipe, model
     clock = audio_positions(10, start=1)[None]
     contexts = [
         Segment("text", torch.tensor([[0]])),
-        Segment("text", ids, positions=phoneme_positions(len(symbols), 10, start=1)[None]),
+        Segment("text", ids, positions=phoneme_positions(phoneme_places(symbols, 10), start=1)[None]),
     ]
     x = noise_of(pipe, "my map")
     times = {"audio": [1, 2 / 3, 1 / 3, 0], "avatar": [1, 0.5, 0, 0]}

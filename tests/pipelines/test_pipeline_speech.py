@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 
 from hf_unified_diffusion.codecs.audio_codec import AudioCodec
 from hf_unified_diffusion.codecs.clock import audio_positions, phoneme_positions
+from hf_unified_diffusion.codecs.durations import phoneme_places
 from hf_unified_diffusion.codecs.phonemes import PhonemeCodec, pronounce
 from hf_unified_diffusion.codecs.sounds import read_sound
 from hf_unified_diffusion.contracts import Segment
@@ -53,7 +54,8 @@ REFERENCE = {"reference_audio": voice(), "reference_text": "One fish."}
 def test_it_is_the_flow_of_the_network_after_reference_and_phonemes(speech_pipe, speech_model, tokenizer, scales):
     """Euler's method written out, with everything computed anew in each step."""
     ids = PhonemeCodec(tokenizer).encode
-    said, known = ids(pronounce(TEXT).symbols), ids(pronounce("One fish.").symbols)
+    says, knows = pronounce(TEXT).symbols, pronounce("One fish.").symbols
+    said, known = ids(says), ids(knows)
     sound = AudioCodec().encode(read_sound("it", voice())[None])
     (found,) = speech_pipe(
         TEXT, **REFERENCE, **TOKENS, guidance_scale=scales[0], speaker_guidance_scale=scales[1]
@@ -64,12 +66,12 @@ def test_it_is_the_flow_of_the_network_after_reference_and_phonemes(speech_pipe,
         start = 1 + before * with_voice
         first, places = [0, *known] if with_voice else [0], torch.zeros(1, 3)
         if with_voice:
-            places = torch.cat([places, phoneme_positions(len(known), before, start=1)])
+            places = torch.cat([places, phoneme_positions(phoneme_places(knows, before), start=1)])
         segments = [Segment("text", torch.tensor([first]), positions=places[None])]
         if with_voice:
             segments.append(Segment("audio", sound, positions=audio_positions(before, start=1)[None]))
         if with_text:
-            places = phoneme_positions(len(said), length, start)
+            places = phoneme_positions(phoneme_places(says, length), start)
             segments.append(Segment("text", torch.tensor([said]), positions=places[None]))
         segments.append(Segment("audio", x_t, time=t, positions=audio_positions(length, start)[None]))
         return speech_model(segments=segments).predictions[-1].float()

@@ -1,5 +1,7 @@
 """One clock for text, sound and face: a position is 1/20 s, the time of a token of sound, on all three axes."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,15 +19,18 @@ def audio_positions(tokens: int, start: float) -> Float[Tensor, "tokens 3"]:
     return (torch.arange(tokens, dtype=torch.float32) + start)[:, None].repeat(1, 3)
 
 
-def phoneme_positions(phonemes: int, tokens: int, start: float) -> Float[Tensor, "phonemes 3"]:
-    """Where phonemes are on the axes: spread evenly over the clip that speaks them, each in the middle of its share.
+def spread_evenly(count: int, tokens: int) -> list[float]:
+    """Places of tokens of which nothing is known: the middles of equal shares of a clip of so many tokens of sound."""
+    return [(number + 0.5) * tokens / count for number in range(count)]
+
+
+def phoneme_positions(places: Sequence[float], start: float) -> Float[Tensor, "phonemes 3"]:
+    """Where phonemes are on the axes.
 
     Args:
-        phonemes: how many.
-        tokens: of sound in the clip.
+        places: of each within its clip, in tokens of sound (`durations.phoneme_places`).
         start: position at which the clip begins.
 
-    Usage: `phoneme_positions(12, tokens=40, start=3.0)  # from 4.67 to 41.33`
+    Usage: `phoneme_positions(phoneme_places(symbols, tokens=40), start=3.0)`
     """
-    middles = (torch.arange(phonemes, dtype=torch.float32) + 0.5) * tokens / phonemes
-    return (middles + start)[:, None].repeat(1, 3)
+    return (torch.tensor(places, dtype=torch.float32) + start)[:, None].repeat(1, 3)

@@ -42,6 +42,7 @@ SECONDS = {
     "beginning": 0.142,
 }
 SHORTEST_S = 0.001  # of a symbol, so that times rise
+TOKENS_PER_SECOND = 20  # of the clock
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,21 @@ class Durations:
 
     def _values(self) -> np.ndarray:
         return np.array([self.seconds[name] for name in NAMES])
+
+
+def phoneme_places(symbols: Sequence[str], tokens: int) -> tuple[float, ...]:
+    """Where the symbols of a clip of so many tokens of sound are on its clock: each in the middle of its share.
+
+    By `SECONDS`, whatever a checkpoint's own durations are: training and sampling must place alike.
+
+    Usage: `phoneme_places(pronounce("Hello").symbols, tokens=10)`
+    """
+    if not symbols:
+        return ()
+    length = tokens / TOKENS_PER_SECOND
+    ends = Durations().ends(symbols, length)
+    begins = [min(SECONDS["beginning"] / 2, length / 4), *ends[:-1]]
+    return tuple((begin + end) / 2 * TOKENS_PER_SECOND for begin, end in zip(begins, ends, strict=True))
 
 
 def num_trailing(symbols: Sequence[str]) -> int:

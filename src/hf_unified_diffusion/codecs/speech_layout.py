@@ -20,10 +20,12 @@ class Reference:
     Attributes:
         phoneme_ids: of what it says.
         sound: its tokens.
+        places: of the phonemes on the clock of the sound (`durations.phoneme_places`).
     """
 
     phoneme_ids: Sequence[int]
     sound: Float[Tensor, "tokens width"]
+    places: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class SpeechRow:
     Attributes:
         phoneme_ids: what is to be said; empty where nothing is told (for guidance).
         num_tokens: of sound, 20 a second.
+        places: of the phonemes on the clock of the utterance.
         reference: the voice, or None for any.
     """
 
     phoneme_ids: Sequence[int]
     num_tokens: int
+    places: Sequence[float] = ()
     reference: Reference | None = None
 
     @property
@@ -71,21 +75,19 @@ class SpeechLayout:
 def lay_out(rows: Sequence[SpeechRow], bos_token_id: int, device: str | torch.device = "cpu") -> SpeechLayout:
     """The segments of a batch of utterances; what a row has not is padding, and no row depends on another.
 
-    Usage: `layout = lay_out([SpeechRow(ids, num_tokens=40)], tokenizer.bos_token_id)`
+    Usage: `layout = lay_out([SpeechRow(ids, 40, phoneme_places(symbols, 40))], tokenizer.bos_token_id)`
     """
     references = [row.reference for row in rows]
     first = [[bos_token_id, *(() if each is None else each.phoneme_ids)] for each in references]
     places = [
-        torch.cat([torch.zeros(1, 3), phoneme_positions(len(ids) - 1, row.start - 1, start=1)])
-        if len(ids) > 1
-        else torch.zeros(1, 3)
-        for ids, row in zip(first, rows, strict=True)
+        torch.cat([torch.zeros(1, 3), phoneme_positions(() if each is None else each.places, start=1)])
+        for each in references
     ]
     contexts = [text_segment(first, places, bos_token_id, device)]
     if any(each is not None for each in references):
         contexts.append(sound_segment([None if each is None else each.sound for each in references], device))
     if any(row.phoneme_ids for row in rows):
-        places = [phoneme_positions(len(row.phoneme_ids), row.num_tokens, row.start) for row in rows]
+        places = [phoneme_positions(row.places, row.start) for row in rows]
         contexts.append(text_segment([list(row.phoneme_ids) for row in rows], places, bos_token_id, device))
     places = [audio_positions(row.num_tokens, row.start) for row in rows]
     return SpeechLayout(contexts, stacked_rows(places, device), real_tokens(places, device))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..codecs.clock import audio_positions, phoneme_positions
+from ..codecs.clock import audio_positions, phoneme_positions, spread_evenly
 from ..codecs.picture_positions import image_positions
 from ..codecs.text_codec import pad_right
 from ..contracts import Segment
@@ -21,6 +21,7 @@ class JointLayout:
         prompt_ids: of each row, the token that begins them included.
         clip_tokens: of the clip, 1/20 s each; None without one.
         phoneme_ids: of each row, or None.
+        phoneme_places: of the same, on the clock of the clip (`durations.phoneme_places`); or None.
         given: modality -> clean tokens, float (B, n, width).
         grid: rows and columns of the picture's tokens, or None.
         guided: whether every row is there a second time, without what is given.
@@ -30,6 +31,7 @@ class JointLayout:
     prompt_ids: Sequence[Sequence[int]]
     clip_tokens: int | None
     phoneme_ids: Sequence[Sequence[int]] | None
+    phoneme_places: Sequence[Sequence[float]] | None
     given: Mapping[str, Float[Tensor, "batch tokens width"]]
     grid: tuple[int, int] | None
     guided: bool
@@ -49,8 +51,8 @@ class JointLayout:
         """The clean segments of all rows of a pass."""
         ids, mask = pad_right(self.prompts, self.pad_token_id, self.device)
         segments = [Segment("text", ids, mask=mask)]
-        if self.phoneme_ids is not None:
-            segments.append(self._phonemes(self.phoneme_ids))
+        if self.phoneme_ids is not None and self.phoneme_places is not None:
+            segments.append(self._phonemes(self.phoneme_ids, self.phoneme_places))
         for modality, tokens in self.given.items():
             values = tokens.to(self.device)
             values = torch.cat([values, torch.zeros_like(values)]) if self.guided else values
@@ -66,16 +68,22 @@ class JointLayout:
         elif self.clip_tokens is None:
             at_zero = audio_positions(count, start=0)  # text alone: one after the other
         elif modality == "text":
-            at_zero = phoneme_positions(count, self.clip_tokens, start=0)
+            at_zero = phoneme_positions(spread_evenly(count, self.clip_tokens), start=0)
         else:
             at_zero = audio_positions(self.clip_tokens, start=0)
-        starts = torch.tensor([len(ids) for ids in self.prompts], dtype=torch.float32)
-        return (at_zero + starts[:, None, None]).to(self.device)
+        return (at_zero + self._starts()[:, None, None]).to(self.device)
 
-    def _phonemes(self, rows: Sequence[Sequence[int]]) -> Segment:
-        """Each row's phonemes at fractional times, spread over the clip; none in the rows of nothing given."""
+    def _starts(self) -> Float[Tensor, "rows"]:
+        """Where the clips of all rows of a pass begin."""
+        return torch.tensor([len(ids) for ids in self.prompts], dtype=torch.float32)
+
+    def _phonemes(self, rows: Sequence[Sequence[int]], places: Sequence[Sequence[float]]) -> Segment:
+        """Each row's phonemes at the times of the clip; none in the rows of nothing given."""
         ids, mask = pad_right(rows, self.pad_token_id, self.device)
-        positions = torch.stack([padded(self.places("text", len(row))[i], ids.shape[1]) for i, row in enumerate(rows)])
+        at = [
+            phoneme_positions(row, float(start)) for row, start in zip(places, self._starts()[: len(rows)], strict=True)
+        ]
+        positions = torch.stack([padded(row, ids.shape[1]) for row in at]).to(self.device)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if self.guided:
             ids, positions = ids.repeat(2, 1), positions.repeat(2, 1, 1)

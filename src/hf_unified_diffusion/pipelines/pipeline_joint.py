@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..codecs.audio_codec import AudioCodec
 from ..codecs.avatar_codec import AvatarCodec
-from ..codecs.durations import Durations
+from ..codecs.durations import Durations, phoneme_places
 from ..codecs.image_codec import ImageCodec
 from ..codecs.phonemes import PhonemeCodec, Pronunciation
 from ..codecs.pictures import Pictures, read_pictures
@@ -235,17 +235,18 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
             for name, part in (("audio", clip.audio), ("avatar", clip.avatar))
             if part is not None
         }
-        phonemes, grid = None, self._grid(options, pictures, size)
-        if clip.spoken is not None:
-            codec = PhonemeCodec(self.tokenizer)
-            phonemes = [codec.encode(spoken.symbols) for spoken in each_row(clip.spoken, rows, "text")]
+        phonemes, places, grid = None, None, self._grid(options, pictures, size)
+        tokens = clip_tokens(options, clip, self.durations)
+        if clip.spoken is not None and tokens is not None:
+            codec, spoken = PhonemeCodec(self.tokenizer), each_row(clip.spoken, rows, "text")
+            phonemes = [codec.encode(each.symbols) for each in spoken]
+            places = [phoneme_places(each.symbols, tokens) for each in spoken]
         if pictures is not None:
             given["image"] = each_row(ImageCodec(self.vae).encode(pictures.to(device)), rows, "image")
         guided = any(options.guidance_scale[name] != 1 for name in options.modality)
         conditioned = any(prompts) or phonemes is not None or bool(given)
         ids = [[bos, *row] for row in TextCodec(self.tokenizer).encode(prompts)]
-        tokens = clip_tokens(options, clip, self.durations)
-        return JointLayout(ids, tokens, phonemes, given, grid, guided and conditioned, bos, device)
+        return JointLayout(ids, tokens, phonemes, places, given, grid, guided and conditioned, bos, device)
 
     def _grid(
         self, options: JointOptions, pictures: Tensor | None, size: tuple[int | None, int | None]

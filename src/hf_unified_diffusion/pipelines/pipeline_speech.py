@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..codecs.audio_codec import AudioCodec
-from ..codecs.durations import Alignment, Durations, aligned
+from ..codecs.durations import Alignment, Durations, aligned, phoneme_places
 from ..codecs.phonemes import PhonemeCodec
 from ..codecs.sounds import Sound
 from ..codecs.speech_checks import check_speech
@@ -238,14 +238,15 @@ class UnifiedDiffusionSpeechPipeline(DiffusionPipeline):
                 sounds[row].append(said[best])
                 scores[row] += found[best] / len(parts[row])
                 if references[row] is None:
-                    references[row] = Reference(asked[best].phoneme_ids, said[best])
+                    references[row] = Reference(asked[best].phoneme_ids, said[best], asked[best].places)
             passes += speaking.num_passes
             if self.interrupt:
                 break
         return sounds, scores, passes
 
     def _row(self, part: Part, reference: Reference | None) -> SpeechRow:
-        return SpeechRow(self.phonemes.encode(part.spoken.symbols), part.num_tokens, reference)
+        symbols, tokens = part.spoken.symbols, part.num_tokens
+        return SpeechRow(self.phonemes.encode(symbols), tokens, phoneme_places(symbols, tokens), reference)
 
     def _output(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..codecs.audio_codec import AudioCodec
-from ..codecs.durations import Durations
+from ..codecs.durations import Durations, phoneme_places
 from ..codecs.phonemes import PhonemeCodec, Pronunciation, pronounce
 from ..codecs.sounds import Sound, read_sound
 from ..codecs.speech_layout import Reference
@@ -135,7 +135,7 @@ def voice_of(
     symbols = pronounce(text).symbols
     (tokens,) = codec.encode(sound[None])
     rate = min(max(durations.rate(symbols, seconds), RATES[0]), RATES[1])
-    return Voice(Reference(phonemes.encode(symbols), tokens), rate)
+    return Voice(Reference(phonemes.encode(symbols), tokens, phoneme_places(symbols, len(tokens))), rate)
 
 
 def check_room(parts: Sequence[Sequence[Part]], voices: Sequence[Voice | None], most: int) -> None:

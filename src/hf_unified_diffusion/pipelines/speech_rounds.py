@@ -103,7 +103,7 @@ class SpeechRound:
         if name not in self._branches:
             change: dict[str, Callable[[SpeechRow], SpeechRow]] = {
                 "all": lambda row: row,
-                "text": lambda row: SpeechRow(row.phoneme_ids, row.num_tokens),
+                "text": lambda row: SpeechRow(row.phoneme_ids, row.num_tokens, row.places),
                 "nothing": lambda row: SpeechRow((), row.num_tokens),
             }
             layout = lay_out([change[name](row) for row in self.rows], self.bos_token_id, self.device)

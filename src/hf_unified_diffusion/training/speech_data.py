@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..codecs.audio_codec import SAMPLES_PER_TOKEN, AudioCodec
 from ..codecs.avatar_codec import AvatarCodec
+from ..codecs.durations import phoneme_places
 from ..codecs.mel import SAMPLING_RATE_HZ
 from ..codecs.phonemes import PhonemeCodec
 from ..codecs.speech_layout import Reference, SpeechRow
@@ -50,8 +51,15 @@ class SpeechBatch:
 
     def with_others_texts(self) -> "SpeechBatch":
         """Each utterance with the phonemes of the one before it."""
-        ids = [row.phoneme_ids for row in self.rows]
-        rows = [replace(row, phoneme_ids=other) for row, other in zip(self.rows, [ids[-1], *ids[:-1]], strict=True)]
+        others = [self.rows[-1], *self.rows[:-1]]
+        rows = [
+            replace(
+                row,
+                phoneme_ids=other.phoneme_ids,
+                places=[at * row.num_tokens / other.num_tokens for at in other.places],
+            )
+            for row, other in zip(self.rows, others, strict=True)
+        ]
         return replace(self, rows=rows)
 
 
@@ -229,7 +237,9 @@ class SpokenRows:
                 rows.append(SpeechRow((), len(sound)))
                 continue
             reference = None if no_reference < self.reference_dropout else self.reference(place, which)
-            rows.append(SpeechRow(self.phonemes.encode(self.shards.symbols(place)), len(sound), reference))
+            symbols = self.shards.symbols(place)
+            ids, at = self.phonemes.encode(symbols), phoneme_places(symbols, len(sound))
+            rows.append(SpeechRow(ids, len(sound), at, reference))
         faces = [self.shards.face(place) for place in places] if self.faces else None
         return SpeechBatch(rows, sounds, faces, self.tokenizer.bos_token_id)
 
@@ -240,7 +250,8 @@ class SpokenRows:
         if not others:
             return None
         other = others[int(which * len(others))]
-        return Reference(self.phonemes.encode(self.shards.symbols(other)), self.shards.sound(other))
+        symbols, sound = self.shards.symbols(other), self.shards.sound(other)
+        return Reference(self.phonemes.encode(symbols), sound, phoneme_places(symbols, len(sound)))
 
 
 def face(row: dict, num_tokens: int) -> Float[Tensor, "tokens 52"]:
