@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="of prose")
     parser.add_argument("--code_temperature", type=float, default=0.3)
     parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--num_candidates", type=int, default=1, help="texts, of which the causal path draws a likely one")
+    parser.add_argument("--num_candidates", type=int, default=1, help="texts to draw a likely one of")
     parser.add_argument("--batch_size", type=int, default=10)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     args, settings = start(parser)

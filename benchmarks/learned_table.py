@@ -2,8 +2,8 @@
 
     python benchmarks/learned_table.py --checkpoint runs/s3_canvas/model     # a dense folder
 
-The ceiling is 0; the control is INT4, which says little for a network trained against that rounding, whose weights lie on
-its levels already. One table a matrix; bits per weight count it.
+The ceiling is 0; the control is INT4, which says little for a network trained against that rounding, whose weights lie
+on its levels already. One table a matrix; bits per weight count it.
 """
 
 from measure import argument_parser, report, start

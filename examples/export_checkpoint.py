@@ -2,6 +2,7 @@
 
 python examples/export_checkpoint.py runs/edge/model
 python examples/export_checkpoint.py runs/edge/model --calibration_rows 48     # rounded to fit training rows
+python examples/export_checkpoint.py runs/edge/model --calibration_rows 48 --packs runs/packs/pack-000   # and pictures
 python examples/export_checkpoint.py runs/edge/model --output_dir my-checkpoint --bits 8
 """
 
@@ -12,22 +13,33 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig
+from hf_unified_diffusion.contracts import TOKEN_MODALITIES
 from hf_unified_diffusion.conversion.export import export_checkpoint
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.quantization import bits_per_weight, num_weights
 from hf_unified_diffusion.training.calibration_rows import calibration_batches
+from hf_unified_diffusion.training.latent_data import CaptionedLatents
+from hf_unified_diffusion.training.mixture import MicroBatches
+from hf_unified_diffusion.training.pack_speech import open_packed_speech
+from hf_unified_diffusion.training.packs import open_packed_latents, open_packed_tokens
+from hf_unified_diffusion.training.speech_data import SpokenRows
 from hf_unified_diffusion.training.token_data import pack_shards
+
+CALIBRATION_TOKENS = 1024  # of a micro-batch of pictures or speech
+INT8_MODULES = ["embeddings", "heads", "projections", "time_embedding"]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", type=Path, help="a folder written by train_unified.py")
 parser.add_argument("--output_dir", type=Path, default=EMBEDDED_CHECKPOINT)
 parser.add_argument("--bits", type=int, default=4)
 parser.add_argument("--group_size", type=int, default=96)
-parser.add_argument("--int8_modules", nargs="*", default=["embeddings"], help="kept at 8 bits")
+parser.add_argument("--int8_modules", nargs="*", default=INT8_MODULES, help="kept at 8 bits")
 parser.add_argument("--modalities", nargs="+", default=["text", "code"], help="what it was trained for")
 parser.add_argument("--calibration_rows", type=int, default=0, help="training rows that the rounding is fitted to")
+parser.add_argument("--calibration_modalities", nargs="*", default=[], help="those by default")
 parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="their source, as `make data` writes it")
 parser.add_argument("--cache", type=Path, default=Path("runs/tokens"), help="of tokenized shards")
+parser.add_argument("--packs", type=Path, nargs="*", default=[], help="the source instead, of all their modalities")
 parser.add_argument("--earlier_stages", type=Path, nargs="*", default=[], help="output_dirs of the stages before")
 parser.add_argument("--sources", nargs="*", default=[], help="of the corpus, that it was trained on; all by default")
 arguments = parser.parse_args()
@@ -40,8 +52,20 @@ training = {stage.name: json.loads((stage / "state" / "progress.json").read_text
 calibration = []
 if arguments.calibration_rows:
     tokenizer, files = AutoTokenizer.from_pretrained(arguments.model), sorted(arguments.shards.glob("train/*.parquet"))
-    data = {modality: pack_shards(files, tokenizer, modality, arguments.cache) for modality in arguments.modalities}
-    calibration = calibration_batches(data, arguments.calibration_rows, tokenizer.mask_token_id)
+    wanted = arguments.calibration_modalities or arguments.modalities
+    tokens = [modality for modality in wanted if modality in TOKEN_MODALITIES]
+    others: list[MicroBatches] = []
+    if arguments.packs:
+        data = {modality: open_packed_tokens(arguments.packs, "train", modality) for modality in tokens}
+        if "image" in wanted:
+            pictures = open_packed_latents(arguments.packs, "train", "image")
+            others.append(CaptionedLatents(pictures, tokenizer, CALIBRATION_TOKENS))
+        if "audio" in wanted:
+            speech, faces = open_packed_speech(arguments.packs, "train"), "avatar" in wanted
+            others.append(SpokenRows(speech, tokenizer, CALIBRATION_TOKENS, faces=faces))
+    else:
+        data = {modality: pack_shards(files, tokenizer, modality, arguments.cache) for modality in tokens}
+    calibration = calibration_batches(data, arguments.calibration_rows, tokenizer.mask_token_id, others=others)
 model = export_checkpoint(
     arguments.model,
     arguments.output_dir,

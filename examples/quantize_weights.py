@@ -1,4 +1,4 @@
-"""Round a trained folder to what a checkpoint ships, in weight files of limited size, where only pyarrow is at hand too.
+"""Round a trained folder to what a checkpoint ships, in weight files of limited size, where it was trained.
 
     python quantize_weights.py runs/rounded/model --output_dir $OUT --max_shard_size 14MB
 
@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.quantization import bits_per_weight, quantize_model
 
+INT8_MODULES = ["embeddings", "heads", "projections", "time_embedding"]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group_size", type=int, default=96)
-    parser.add_argument("--int8_modules", nargs="*", default=["embeddings"], help="kept at 8 bits")
+    parser.add_argument("--int8_modules", nargs="*", default=INT8_MODULES, help="kept at 8 bits")
     parser.add_argument("--max_shard_size", default="14MB")
     args = parser.parse_args(argv)
     model = UnifiedDiffusionModel.from_pretrained(args.model, dtype=torch.float32)

@@ -139,7 +139,7 @@ def test_face_and_sound_are_learned_together(shards):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     generator, before = Generator().manual_seed(0), face_error(model, batch, told=True)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         losses.append(objective(speech_layout(batch, objective.config.flow, generator))["loss"])
         optimizer.zero_grad()
         losses[-1].backward()

@@ -72,9 +72,9 @@ def recorded_rows(count: int, cache: Path) -> Iterator[SpeechRow]:
 
 def decoded(content: bytes) -> np.ndarray:
     """24 kHz samples of a G.722 stream."""
-    with av.open(io.BytesIO(content), format="g722") as container:
+    with av.open(io.BytesIO(content), "r", format="g722") as container:
         frames = [frame.to_ndarray().ravel() for frame in container.decode(audio=0)]
         rate = container.streams.audio[0].rate
     samples = np.concatenate(frames)
-    scale = np.iinfo(samples.dtype).max + 1 if samples.dtype.kind == "i" else 1
+    scale = 2 ** (8 * samples.dtype.itemsize - 1) if samples.dtype.kind == "i" else 1
     return soxr.resample(samples.astype(np.float32) / scale, rate, SAMPLING_RATE_HZ)
