@@ -3,11 +3,15 @@
 import itertools
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_unified_diffusion.codecs.audio_codec import AudioCodec
 from hf_unified_diffusion.codecs.durations import SECONDS, TOKENS_PER_SECOND, Durations, phoneme_places
 from hf_unified_diffusion.codecs.phonemes import SYMBOLS, pronounce
+from hf_unified_diffusion.codecs.speech_layout import SpeechRow, lay_out
+from hf_unified_diffusion.pipelines.joint_layout import JointLayout
 
 
 @given(symbols=st.lists(st.sampled_from(SYMBOLS), min_size=1, max_size=60), tokens=st.integers(4, 200))
@@ -27,3 +31,21 @@ def test_a_place_is_the_middle_between_the_ends_and_alike_sounds_are_spread_even
     even = phoneme_places(["p"] * 5, 20)
     assert {round(b - a, 6) for a, b in itertools.pairwise(even)} == {round((20 - 2 * 1.42) / 5, 6)}
     assert phoneme_places((), 20) == ()
+
+
+def test_the_clock_is_that_of_the_sound():
+    assert AudioCodec.tokens_per_second == TOKENS_PER_SECOND
+
+
+def test_punctuation_at_the_end_takes_no_time_of_the_clip():
+    said, ended = phoneme_places(tuple("kæt"), 20), phoneme_places(tuple("kæt."), 20)
+    assert ended[:3] == pytest.approx(said, abs=0.15)
+
+
+@pytest.mark.parametrize("tokens", [4, 37])
+def test_speech_and_joint_requests_place_an_utterance_alike(tokens):
+    symbols = pronounce("Two red fish.").symbols
+    ids, places = list(range(len(symbols))), phoneme_places(symbols, tokens)
+    spoken = lay_out([SpeechRow(ids, tokens, places)], bos_token_id=0).contexts[-1]
+    joint = JointLayout([[0]], tokens, [ids], [places], {}, None, guided=False, pad_token_id=0).contexts()[-1]
+    assert torch.equal(spoken.positions, joint.positions) and torch.equal(spoken.values, joint.values)

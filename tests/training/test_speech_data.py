@@ -1,6 +1,6 @@
 """Learning speech: what is told, what is dropped, what is asked, and that it is learned."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ from hf_unified_diffusion.codecs.audio_codec import AudioCodec
 from hf_unified_diffusion.codecs.phonemes import PhonemeCodec, pronounce
 from hf_unified_diffusion.codecs.speech_layout import SpeechRow, lay_out, stacked_rows
 from hf_unified_diffusion.contracts import Segment
+from hf_unified_diffusion.pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from hf_unified_diffusion.processes import GaussianFlow
+from hf_unified_diffusion.schedulers.flow_matching import speech_scheduler
 from hf_unified_diffusion.training.flow_evaluation import flow_errors
 from hf_unified_diffusion.training.flow_layout import FlowConfig, FlowTarget, speech_layout
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
@@ -67,6 +69,39 @@ def test_an_epoch_has_every_row_once_whatever_the_processes(shards):
     batches = batches_of(shards.lengths, 60, Generator().manual_seed(3))
     assert sorted(place for batch in batches for place in batch) == list(range(len(shards)))
     assert all(len(batch) * max(shards.lengths[batch]) <= 60 for batch in batches)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a pipeline spoke, as an utterance to train on."""
+
+    text: str
+    tokens: torch.Tensor
+    voices = ("low",)
+
+    @property
+    def lengths(self):
+        return np.array([len(self.tokens)])
+
+    def symbols(self, place):
+        return list(pronounce(self.text).symbols)  # a list, as shards and packs give
+
+    def sound(self, place):
+        return self.tokens
+
+
+def test_the_network_is_told_the_same_in_training_and_by_the_pipeline():
+    seen = []
+    pipe = UnifiedDiffusionSpeechPipeline(speech_model(258), speech_scheduler(), tiny_tokenizer())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.register_forward_pre_hook(lambda *call: seen.append(call[2]["segments"]), with_kwargs=True)
+    (tokens,) = pipe("Who saw it?", num_inference_steps=1, guidance_scale=1.0, seed=0, output_type="latent").audios
+    batch = rows_of(Spoken("Who saw it?", tokens)).batch(0, seed=0)
+    trained = [segment for segment, _ in speech_layout(batch, FlowConfig(), Generator().manual_seed(0))]
+    (asked,) = seen
+    assert [part.modality for part in asked] == [part.modality for part in trained] == ["text", "text", "audio"]
+    assert all(torch.equal(a.positions, b.positions) for a, b in zip(asked, trained, strict=True))
+    assert all(torch.equal(a.values, b.values) for a, b in zip(asked[:2], trained[:2], strict=True))
 
 
 @pytest.mark.parametrize(("text", "reference", "told"), [(1.0, 0.0, 0), (0.0, 1.0, 1), (0.0, 0.0, 2)])
