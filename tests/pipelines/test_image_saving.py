@@ -148,9 +148,9 @@ def test_a_result_has_timings_and_reproduces(engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"suffix": "x"}, "suffix must be left out for images, got 'x'"),
-        ({"max_new_tokens": 4}, "max_new_tokens must be left out for images, got 4"),
-        ({"output_type": "pil"}, "output_type must be left out for images, got 'pil'"),
+        ({"suffix": "x"}, "suffix must be left out for image, got 'x'"),
+        ({"max_new_tokens": 4}, "max_new_tokens must be left out for image, got 4"),
+        ({"output_type": "pil"}, "output_type must be left out for image, got 'pil'"),
         ({"height": 65, "width": 64}, "height must be a positive multiple of 32, got 65"),
     ],
 )

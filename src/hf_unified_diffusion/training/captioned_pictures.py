@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import read_pictures
-from .latent_data import LatentShards
+from .latent_data import ArrowLatents, LatentShards
 
 FEATURES = {"latents": List(Value("float32")), "rows": Value("int32"), "columns": Value("int32")}
 ENCODED_AT_ONCE = 8  # pictures
@@ -119,4 +119,4 @@ def encoded(pictures: Iterable[Pillow.Image], captions: Sequence[Sequence[str]],
         "captions": [list(each) for each in captions],
     }
     table = Dataset.from_dict(columns, features=Features({**FEATURES, "captions": List(Value("string"))}))
-    return LatentShards(table, "image", codec.width, {shape: np.arange(len(latents))})
+    return LatentShards(ArrowLatents(table), "image", codec.width, {shape: np.arange(len(latents))})
