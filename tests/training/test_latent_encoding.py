@@ -59,7 +59,7 @@ def test_whole_views_are_the_codecs_latents_in_order_with_their_captions(tmp_pat
     expected = codec.encode(torch.stack([pixels_of(png(i), 32) for i in range(PICTURES)]))
     torch.testing.assert_close(values, expected, atol=2e-3, rtol=2e-3)
     assert captions[3] == ["picture 3", "blocks"]
-    assert shards.table[0]["licence"] == "CC0-1.0"
+    assert shards.table.table[0]["licence"] == "CC0-1.0"
 
 
 def test_other_views_are_crops_that_the_seed_decides():

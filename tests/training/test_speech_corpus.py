@@ -24,7 +24,7 @@ from hf_unified_diffusion.training.speech_plan import HELD_OUT_VOICES, plan_line
 from hf_unified_diffusion.training.speech_sentences import sentences, spoken_texts, written_sentence
 from tests.codecs.sounds import vowel
 
-PROSE = "The {} sat down. It rained on the old {} all day! Who ate the {}? x = 3; y\n\nHE SHOUTED AT THE {}."
+PROSE = "The {} sat down. It rained on the old {} all day! Who ate the {}? X = 3; y\n\nHE SHOUTED AT THE {}."
 NOUNS = ["cat", "dog", "owl", "fox", "hen", "cow", "pig", "ram", "ant", "bee"]
 
 
@@ -94,7 +94,7 @@ def test_rows_are_trimmed_levelled_and_timed():
 def test_shards_come_back_and_are_counted(tmp_path):
     for split, number in shard_order({"train": 20, "test": 3}):
         write_shard([row(voice=f"voice {number}")], tmp_path / split / f"kokoro-{number:04d}.parquet")
-    assert [part for part, _ in shard_order({"train": 40, "test": 16})] == ["train", "test", "train", "train"]
+    assert [part for part, _ in shard_order({"train": 40, "test": 16})] == ["test", "train", "train", "train"]
     (back,) = read_rows(tmp_path / "test" / "kokoro-0000.parquet")
     assert back["phonemes"] == ["ˈ", "ɑ", "h"] and back["licence"] == "Apache-2.0"
     found = measure_speech(tmp_path)
@@ -147,7 +147,7 @@ def test_float_graph_is_the_quantized_one_without_rounding():
         nodes,
         "linear",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 5])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
