@@ -17,12 +17,13 @@ from hf_unified_diffusion import (
     MaskedDiffusionScheduler,
     UnifiedDiffusionConfig,
     UnifiedDiffusionImagePipeline,
+    UnifiedDiffusionJointPipeline,
     UnifiedDiffusionModel,
     UnifiedDiffusionTaskPipeline,
 )
 from hf_unified_diffusion.pipelines.checkpoints import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.registration import PIPELINES, TASK, register
-from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
+from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler, speech_scheduler
 from tests.codecs.vaes import tiny_dc
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -86,6 +87,8 @@ def test_diffusers_finds_pipelines_and_components(pipeline_class, tmp_path):
     parts = {"scheduler": MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id)}
     if pipeline_class is UnifiedDiffusionImagePipeline:
         parts = {"scheduler": flow_scheduler(), "vae": tiny_dc(128)}
+    if pipeline_class is UnifiedDiffusionJointPipeline:
+        parts["speech_scheduler"] = speech_scheduler()
     written = pipeline_class(transformer=model, tokenizer=tiny_tokenizer(), **parts)
     written.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
