@@ -25,8 +25,10 @@ TITLES = {
 LIMITS = """\
 - English and Python only, from a small corpus: public-domain prose (much of it old), documentation, dictionary entries
   and permissively licensed Python (the table of data says which). It knows few facts, and states wrong ones fluently.
-- Trained for {minutes:.0f} minutes on one CPU core: it shows the machinery at work and is no writer to rely on.
-- Image, audio and avatar heads are present and untrained; asking for them gives noise.
+- Trained for {minutes:.0f} minutes, on what the table of training names: it shows the machinery at work and is no
+  writer to rely on.
+- Image, audio and avatar heads saw few examples: pictures have the colours and the place of a thing but not its shape,
+  and sound is no speech. The pipelines of the engine refuse them.
 - It inherits what its source model learned, biases included. Generated code may parse and still be wrong or unsafe."""
 USE = """\
 ```python
@@ -64,11 +66,13 @@ def data_section(report: dict, used: list[str]) -> str:
 
 def training_section(metadata: dict) -> str:
     """Compute of each stage."""
-    lines = ["| stage | optimizer steps | data tokens | positions | minutes | FLOPs |", "|---|---|---|---|---|---|"]
+    columns = ("stage", "on", "optimizer steps", "data tokens", "positions", "minutes", "FLOPs")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, stage in metadata["training"].items():
+        device = stage.get("device", "one CPU core")
         flops = 6 * metadata["parameters"] * stage["positions"]
         lines.append(
-            f"| {name} | {stage['step']} | {stage['tokens']:,} | {stage['positions']:,} "
+            f"| {name} | {device} | {stage['step']} | {stage['tokens']:,} | {stage['positions']:,} "
             f"| {stage['seconds'] / 60:.0f} | {flops:.1e} |"
         )
     return "\n".join(lines)
