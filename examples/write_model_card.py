@@ -21,6 +21,8 @@ TITLES = {
     "invariance": "Invariance",
     "engine": "The engine",
     "schema": "Schemas",
+    "image_codec": "Pictures encoded and decoded again",
+    "vocoder": "Speech encoded and decoded again",
 }
 LIMITS = """\
 - English and Python only, from a small corpus: public-domain prose (much of it old), documentation, dictionary entries
@@ -84,7 +86,8 @@ def result_sections(results: Path) -> list[str]:
     for name, title in TITLES.items():
         for path in sorted(results.glob(f"**/{name}.md"))[:1]:  # the report has a folder for each benchmark
             body = path.read_text().partition("\n")[2].replace("\n## ", "\n#### ").strip()
-            sections.append(f"### {title} (`benchmarks/{name.partition('_')[0]}.py`)\n\n{body}")
+            script = name if (ROOT / "benchmarks" / f"{name}.py").exists() else name.partition("_")[0]
+            sections.append(f"### {title} (`benchmarks/{script}.py`)\n\n{body}")
     return sections
 
 

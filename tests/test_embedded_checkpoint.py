@@ -6,16 +6,21 @@ from diffusers import DiffusionPipeline
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 from hf_unified_diffusion import (
+    ArrowEngine,
     Segment,
     UnifiedDiffusionCodePipeline,
     UnifiedDiffusionModel,
+    UnifiedDiffusionSpeechPipeline,
     UnifiedDiffusionTextPipeline,
+    UnifiedVocoderModel,
 )
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
+from hf_unified_diffusion.codecs.mel import STD, log_mel
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.pipelines.checkpoints import load_image_parts
 from hf_unified_diffusion.quantization import num_weights
 from hf_unified_diffusion.training.codec_objective import psnr_db
+from tests.codecs.sounds import vowel
 
 MEGABYTE = 1_000_000
 
@@ -118,3 +123,16 @@ def test_its_image_codec_gives_tokens_that_the_network_takes_and_pictures_back()
     tokens = codec.encode(pixels)
     assert 0.1 < tokens.std() < 3
     assert psnr_db(codec.decode(tokens, 256, 256), pixels) > 26
+
+
+@torch.no_grad()
+def test_its_vocoder_is_what_speech_comes_from_and_follows_a_voice():
+    speech, engine = UnifiedDiffusionSpeechPipeline.from_pretrained(), ArrowEngine.from_pretrained()
+    vocoder = speech.codec.vocoder
+    assert isinstance(vocoder, UnifiedVocoderModel) and isinstance(engine.vocoder, UnifiedVocoderModel)
+    assert sum(file.stat().st_size for file in (EMBEDDED_CHECKPOINT / "vocoder").iterdir()) < 8 * MEGABYTE
+    sound, seconds = vowel(seconds=1.0, pitch_hz=120), (torch.arange(80) + 0.5) / 80
+    mels = log_mel(sound)
+    assert (log_mel(vocoder(mels)) - mels).abs().mean() * STD < 0.6  # nats; a vowel unlike any it was trained on
+    pitch_hz, _ = vocoder.pitch(mels)
+    assert (pitch_hz[0] / (120 + 40 * seconds)).log2().abs().median() < 20 / 1200  # cents
