@@ -74,6 +74,8 @@ def train_with_a_kill(folder: Path, given: list[str], processes: int, rank: int,
     command += ["--nproc_per_node", str(processes), str(HERE / "killed_training.py")]
     command += [str(HERE.parent / "examples" / "train_unified.py"), str(folder), str(rank), str(fatal)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    # torch 2.13 keeps one store over restarts: a process that is early would read the address of one that is dead
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     began = perf_counter()
     subprocess.run([*command, json.dumps(given)], check=True, env=environment, timeout=3000)
     return perf_counter() - began
