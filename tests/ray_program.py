@@ -1,6 +1,6 @@
 """Started by test_ray.py in a process of its own: Ray leaves threads, warnings and settings behind.
 
-python -m tests.ray_program batch|serve CHECKPOINT FOLDER
+python -m tests.ray_program CHECKPOINT FOLDER
 """
 
 import json
@@ -42,7 +42,7 @@ def batch(checkpoint: str, folder: Path) -> None:
     print(f"{COUNT} prompts once, process {killed} killed")
 
 
-def served(checkpoint: str, folder: Path) -> None:
+def served(checkpoint: str) -> None:
     """What the application answers under Ray Serve, as JSON."""
     with closing(socket()) as free:
         free.bind(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ def started(attempts: int = 5) -> None:
     """A cluster of this machine; Ray waits 30 s for it, which is not enough for a busy one."""
     for left in reversed(range(attempts)):
         try:
-            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
             return
         except Exception as error:
             if not left or "timed out during startup" not in str(error):
@@ -76,7 +76,8 @@ def started(attempts: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    which, given_checkpoint, given_folder = sys.argv[1:]
+    given_checkpoint, given_folder = sys.argv[1:]
     started()
-    {"batch": batch, "serve": served}[which](given_checkpoint, Path(given_folder))
+    batch(given_checkpoint, Path(given_folder))
+    served(given_checkpoint)
     ray.shutdown()
