@@ -46,6 +46,7 @@ from hf_unified_diffusion.training.run_log import append_record, forget_after
 from hf_unified_diffusion.training.tool_examples import tool_example
 
 EXAMPLES: dict[str, Callable[[str, int, int], ControlExample]] = {"tools": tool_example, "reasoning": reasoning_example}
+HINT_SOURCES = {"tools": "tools", "reasoning": "prompt"}  # of requests that give no hint
 EDGES = "edges"
 TASKS = (*EXAMPLES, EDGES)
 PICTURES = ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "caption_column")
@@ -118,6 +119,7 @@ class ControlRun:
         else:
             sizes = {"num_blocks": args.num_blocks, "read_layer": args.read_layer}
             modality = "image" if args.task == EDGES else "text"
+            sizes |= {"hint_source": HINT_SOURCES.get(args.task)}
             self.controlnet = UnifiedControlNetModel.from_transformer(self.base, modality, **sizes)
         if getattr(self.base, "is_quantized", False):
             self.base.dequantize(dtype)

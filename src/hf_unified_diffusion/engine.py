@@ -24,6 +24,7 @@ from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts, load_speech_parts
 from .pipelines.joint_inputs import asked_modalities
+from .pipelines.named_controlnets import NamedControlNets
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
@@ -51,6 +52,7 @@ class ArrowEngine:
 
     Attributes:
         model, tokenizer: of the diffusion side.
+        controlnets: those that came with the checkpoint, by name; `controlnet="tools"` of a request asks for one.
         memory: an `ArrowStorage`, or None.
 
     Args:
@@ -80,7 +82,9 @@ class ArrowEngine:
         image_scheduler: SchedulerMixin | None = None,
         vocoder: PreTrainedModel | None = None,
         speech_scheduler: SchedulerMixin | None = None,
+        controlnets: NamedControlNets | None = None,
     ):
+        self.controlnets = NamedControlNets(None) if controlnets is None else controlnets
         self.vae, self.vocoder = vae, vocoder
         self.speech_scheduler = flow_scheduler_of_speech() if speech_scheduler is None else speech_scheduler
         self.image_scheduler = flow_scheduler() if image_scheduler is None else image_scheduler
@@ -115,7 +119,7 @@ class ArrowEngine:
         options: dict[str, Any] = {"ar_model": ar_model, "memory": memory, "max_waiting": max_waiting}
         if memory is not None:
             options["encoder"] = encoder_name(path)
-        options |= {"vocoder": vocoder, "speech_scheduler": speech_scheduler}
+        options |= {"vocoder": vocoder, "speech_scheduler": speech_scheduler, "controlnets": NamedControlNets(path)}
         return cls(*parts, **options, vae=vae, image_scheduler=image_scheduler)
 
     @property
@@ -194,7 +198,8 @@ class ArrowEngine:
             seed: None draws one; the `Result` says which. A list has one a prompt, which gives what it gives alone.
             timeout_s: from now on, waiting included.
             return_result: give a `Result` with timings and, of text and code, uncertainty.
-            options: as for the pipeline of the modality (`block_length`, `temperature`, `stop`, `streamer`, ...;
+            options: as for the pipeline of the modality (`controlnet`, also by the name of one that came with the
+                checkpoint; `block_length`, `temperature`, `stop`, `streamer`, ...;
                 `height`, `width`, `negative_prompt`, `image`, `mask_image`, `strength`, ...; `reference_audio`,
                 `reference_text`, `speaker_guidance_scale`, `speed`, ...; of several `text`, `audio`, `avatar`, `image`
                 for what is given, `duration_s`, `spans`, ...).
@@ -213,6 +218,8 @@ class ArrowEngine:
             return self._submit_together(prompt, modality, options, adapter, seed, timeout_s, return_result)
         self._check_modality(modality)
         conditioner = self._conditioner(prompt, modality, memory_strength) if memory_guided else None
+        if options.get("controlnet") is not None:
+            options["controlnet"] = self.controlnets.resolve(options["controlnet"], self.model.device)
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
         options |= {name: value for name, value in chosen.items() if value is not None}
         if modality in MADE:

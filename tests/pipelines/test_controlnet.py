@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Generator
 
 from hf_unified_diffusion import ArrowEngine, Segment, UnifiedControlNetModel
@@ -114,7 +115,7 @@ def test_the_engine_passes_it_on(model, tokenizer, pipe, controlnet):
     [
         ({"controlnet": None, "control_hint": "x"}, "without a controlnet"),
         ({"control_hint": ""}, "must hold at least one|must not hold an empty string"),
-        ({"control_hint": None}, "control_hint must be a string"),
+        ({"control_hint": None}, "must be given for this controlnet"),
         ({"control_hint": ["a", "b", "c"]}, "as many as the prompts"),
         ({"controlnet_conditioning_scale": float("nan")}, "finite number"),
         ({"controlnet_conditioning_scale": [1.0, 2.0]}, "one number or as many as the controlnets"),
@@ -126,6 +127,54 @@ def test_the_engine_passes_it_on(model, tokenizer, pipe, controlnet):
 def test_what_is_refused(pipe, controlnet, options, rule):
     with pytest.raises(ValueError, match=rule):
         write(pipe, PROMPTS, "blocks", **{"controlnet": controlnet, "control_hint": "hint", **options})
+
+
+TOOLS = [{"name": "f", "parameters": {"type": "object", "properties": {"x": {"enum": ["a", "b"]}}, "required": ["x"]}}]
+
+
+def of_source(model, source):
+    controlnet = fresh(model)
+    controlnet.config.hint_source = source
+    with torch.no_grad():
+        for residual in controlnet.residuals:
+            residual.weight.normal_(0, 0.5, generator=Generator().manual_seed(2))
+    return controlnet
+
+
+def test_a_hint_that_is_left_out_is_the_prompt_or_the_tools(pipe, model):
+    by_prompt, by_tools = of_source(model, "prompt"), of_source(model, "tools")
+    told = write(pipe, PROMPTS, "blocks", controlnet=by_prompt, control_hint=PROMPTS)
+    assert write(pipe, PROMPTS, "blocks", controlnet=by_prompt) == told != write(pipe, PROMPTS, "blocks")
+    options = {"max_new_tokens": 48, "num_inference_steps": 6, "seed": 3, "tools": TOOLS}
+    both = pipe(PROMPTS, controlnet=[by_prompt, by_tools], control_hint=[PROMPTS, describe_tools(TOOLS)], **options)
+    for hints in (None, [None, None], [None, describe_tools(TOOLS)]):
+        found = pipe(PROMPTS, controlnet=[by_prompt, by_tools], control_hint=hints, **options)
+        assert found.completions == both.completions
+
+
+def test_a_hint_that_cannot_be_found_is_refused(pipe, model):
+    for source, rule in ((None, "for this controlnet"), ("tools", "no tools to read")):
+        with pytest.raises(ValueError, match=rule):
+            write(pipe, PROMPTS, "blocks", controlnet=of_source(model, source))
+    with pytest.raises(ValueError, match="no prompt to read"):
+        write(pipe, None, "blocks", controlnet=of_source(model, "prompt"))
+    with pytest.raises(StrictDataclassError, match="hint_source must be one of"):
+        UnifiedControlNetModel.from_transformer(model, num_blocks=1, hint_source="weather")
+
+
+def test_an_engine_knows_the_controlnets_of_its_checkpoint_by_name(pipe, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    pipe.tokenizer.save_pretrained(tmp_path)
+    of_source(model, "prompt").save_pretrained(tmp_path / "controlnets" / "mine")
+    engine = ArrowEngine.from_pretrained(tmp_path, dtype=torch.float64)
+    options = {"max_new_tokens": 12, "num_steps": 6, "block_length": 4, "check_drafts": False, "seed": 3}
+    assert engine.controlnets.names == ["mine"]
+    named = engine.diffuse("One two", controlnet="mine", **options)
+    assert named == engine.diffuse("One two", controlnet=[engine.controlnets["mine"]], **options)
+    assert named != engine.diffuse("One two", **options)
+    with pytest.raises(ValueError, match=r"comes with the checkpoint, \['mine'\], got 'other'"):
+        engine.diffuse("One two", controlnet="other", **options)
+    engine.close()
 
 
 def test_tools_as_a_hint():

@@ -26,6 +26,7 @@ ARCHITECTURE = (
     "time_embedding_size",
     "mask_token_id",
 )
+HINT_SOURCES = (None, "prompt", "tools")
 POSITIVE = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "max_hint_tokens")
 
 
@@ -59,6 +60,7 @@ class UnifiedControlNetConfig(PreTrainedConfig):
             heads to a key as the base has; heads have the base's size.
         hint_modality: the modality of the base that hints are of; the base itself reads them, up to `read_layer`.
         hint_width: or the width of continuous hints, which a projection of the ControlNet reads.
+        hint_source: what a request that gives no hint has for one: its "prompt", its "tools" in a line each, or None.
         max_hint_tokens: longer hints are refused.
         initializer_range: of what is not copied.
 
@@ -77,6 +79,7 @@ class UnifiedControlNetConfig(PreTrainedConfig):
     intermediate_size: int = 256
     hint_modality: str | None = "text"
     hint_width: int | None = None
+    hint_source: str | None = None
     max_hint_tokens: int = 1024
     initializer_range: float = 0.02
 
@@ -118,6 +121,10 @@ class UnifiedControlNetConfig(PreTrainedConfig):
             (
                 (self.hint_modality is None) != (self.hint_width is None),
                 f"give either hint_modality or hint_width, got {self.hint_modality!r} and {self.hint_width!r}",
+            ),
+            (
+                self.hint_source in HINT_SOURCES,
+                f"hint_source must be one of {list(HINT_SOURCES)}, got {self.hint_source!r}",
             ),
             (self.hint_width is None or self.hint_width > 0, f"hint_width must be positive, got {self.hint_width}"),
         ]

@@ -56,6 +56,7 @@ class UnifiedControlNetModel(UnifiedDiffusionPreTrainedModel):
         transformer: UnifiedDiffusionModel,
         hint_modality: str | None = None,
         hint_width: int | None = None,
+        hint_source: str | None = None,
         num_blocks: int = 6,
         read_layer: int | None = None,
         num_key_value_heads: int | None = None,
@@ -68,6 +69,7 @@ class UnifiedControlNetModel(UnifiedDiffusionPreTrainedModel):
             transformer: the base; quantized ones are read as what their codes stand for.
             hint_modality: hints are segments of this modality of the base; "text" where no `hint_width` is given.
             hint_width: hints are continuous tokens of this width instead.
+            hint_source: what a request that gives no hint has for one; see `UnifiedControlNetConfig`.
             num_blocks: how many, at most as many as there are layers above.
             read_layer: half of the depth by default.
             num_key_value_heads: of a block, with all the heads that read their keys; a third of the base's by default.
@@ -105,6 +107,7 @@ class UnifiedControlNetModel(UnifiedDiffusionPreTrainedModel):
             write_layers=steps[1:],
             hint_modality=hint_modality,
             hint_width=hint_width,
+            hint_source=hint_source,
         )
         config.check_base(transformer.config)
         controlnet = cls(config)

@@ -1,6 +1,6 @@
 """What a request says of ControlNets, checked once at the door, in diffusers' names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.control import check_control, controlled
+from ..conditioning.tool_hints import describe_tools
 from ..contracts import Segment
 from ..modeling.controlnet import UnifiedControlNetModel
 from .context_denoiser import ContextDenoiser
@@ -28,6 +29,40 @@ class ControlInput:
     def apply(self, denoiser: ContextDenoiser) -> ContextDenoiser:
         """The denoiser under this ControlNet."""
         return controlled(denoiser, self.controlnet, self.hint, self.scale, self.start, self.end)
+
+
+def given_hints(
+    controlnet: UnifiedControlNetModel | Sequence[UnifiedControlNetModel] | None,
+    hints: Any,
+    prompt: str | list[str] | None,
+    tools: Sequence[Mapping[str, Any] | Callable] | None,
+) -> Any:
+    """The hints of a call; where none is given, what the ControlNet's `hint_source` names.
+
+    Raises:
+        ValueError: none is given, and the ControlNet names no source, or one that the call lacks.
+    """
+    if controlnet is None:
+        return hints
+    sources = {"prompt": prompt, "tools": tools}
+
+    def given(network: Any, hint: Any) -> Any:
+        if hint is not None or not isinstance(network, UnifiedControlNetModel):
+            return hint
+        source = network.config.hint_source
+        if source is None:
+            raise ValueError("control_hint must be given for this controlnet, got None")
+        if sources[source] is None:
+            raise ValueError(f"control_hint must be given where there is no {source} to read, got None")
+        return describe_tools(tools) if tools is not None and source == "tools" else prompt
+
+    if not isinstance(controlnet, list | tuple):
+        return given(controlnet, hints)
+    if hints is None:
+        hints = [None] * len(controlnet)
+    if not isinstance(hints, list | tuple) or len(hints) != len(controlnet):
+        return hints  # refused with the rest
+    return [given(network, hint) for network, hint in zip(controlnet, hints, strict=True)]
 
 
 def gather_controls(

@@ -24,7 +24,7 @@ from .canvas_filling import CanvasFiller
 from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_parts
 from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
-from .control_inputs import ControlInput, gather_controls
+from .control_inputs import ControlInput, gather_controls, given_hints
 from .energy_writing import EnergyWriter, Run, Shape, TextEnergies, Write
 from .lora import LoraMixin, row_adapters
 from .pipeline_hub import PushPipelineMixin
@@ -184,7 +184,7 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
             controlnet: one or several that were made for the transformer; what they add is summed. With guidance they
                 act on the branch of the prompt, which is pushed away from the one without them.
             control_hint: what the ControlNet reads: a string, one a prompt, or a `Segment`; a list of these, one for
-                each, where there are several.
+                each, where there are several. None: what the ControlNet's `hint_source` names, the prompt or the tools.
             controlnet_conditioning_scale: the weight of what it adds; one for all, or a list.
             control_guidance_start, control_guidance_end: when it acts, in shares of the canvas uncovered; or lists.
                 With an end below 1 the context, and what `check_drafts` goes by, is left alone.
@@ -255,7 +255,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         constrained = self._constrained(constraint, codec, scheduler, rows, options)
         counts = len(rows), num_return_sequences, self._pad_token_id(), device
         ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
-        controls = gather_controls(controlnet, control_hint, *ranges, codec, *counts)
+        hints = given_hints(controlnet, control_hint, prompt, tools)
+        controls = gather_controls(controlnet, hints, *ranges, codec, *counts)
         steering = controls, condition, row_names
         if energies and len(rows) > 1 and (controls or condition is not None or row_names is not None):
             raise ValueError(

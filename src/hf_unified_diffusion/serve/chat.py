@@ -53,14 +53,18 @@ def constraint_of(body: ChatBody) -> dict[str, Any]:
     return {"json_schema": wanted.json_schema.schema_ if isinstance(wanted, JsonSchemaFormat) else {"type": "object"}}
 
 
-def prompt_of(body: ChatBody, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The chat in the tokenizer's own template; without one as a transcript, in the words of the trained tool calls."""
+def prompt_of(body: ChatBody, tokenizer: PreTrainedTokenizerFast, names_tools: bool = True) -> str:
+    """The chat in the tokenizer's own template; without one as a transcript, in the words of the trained tool calls.
+
+    Args:
+        names_tools: begin a transcript with its tools, which a ControlNet reads elsewhere.
+    """
     tools = chosen_tools(body)
     if tokenizer.chat_template is not None:
         turns = [message.model_dump(exclude_none=True) for message in body.messages]
         options: dict[str, Any] = {"tools": definitions(tools)} if tools else {}
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
-    lines = [describe_tools(definitions(tools))] if tools else []
+    lines = [describe_tools(definitions(tools))] if tools and names_tools else []
     lines += [line_of(message) for message in body.messages]
     return "\n".join([*lines, "Call:\n" if tools else "Assistant:"])
 

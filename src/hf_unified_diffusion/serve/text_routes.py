@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
+from ..pipelines.named_controlnets import TOOLS
 from .asking import asks_for, check_model, made_for, services, text_options, while_connected
 from .bodies import ChatBody, CompletionBody, StreamOptions, TextBody
 from .chat import NEXT_TURN, constraint_of, prompt_of
@@ -196,14 +197,17 @@ async def completions(body: CompletionBody, http: HttpRequest) -> Response:
 async def chat_completions(body: ChatBody, http: HttpRequest) -> Response:
     """The next turn of a chat: text, JSON that follows a schema, or a call of a tool."""
     check_model(http, body.model)
-    tokenizer = services(http)[0].engine.tokenizer
-    constraint, prompt = constraint_of(body), prompt_of(body, tokenizer)
-    stop = body.stop_strings
+    engine = services(http)[0].engine
+    tokenizer, constraint = engine.tokenizer, constraint_of(body)
+    is_controlled = "tools" in constraint and tokenizer.chat_template is None and TOOLS in engine.controlnets.names
+    prompt, stop = prompt_of(body, tokenizer, names_tools=not is_controlled), body.stop_strings
     if constraint and stop:
         raise ValueError(f"stop must be left out with a schema or a tool, which say where a text ends, got {stop}")
     if not constraint and tokenizer.chat_template is None:
         stop = [*stop, NEXT_TURN]
     options = text_options(body, body.max_completion_tokens or body.max_tokens, stop=stop, **constraint)
+    if is_controlled:
+        options["controlnet"] = TOOLS
     return await answered(
         http, body, asks_for([prompt], body, "text", options), [prompt], Chat(body.model, "tools" in constraint)
     )

@@ -39,7 +39,7 @@ def structure_of(text: str) -> int | None:
 
 
 def reasoning_example(split: str, index: int, seed: int = 0) -> ControlExample:
-    """Question `index` of a split ("train", "validation", "test"); the hint is the question itself.
+    """Question `index` of a split ("train", "validation", "test"); the hint is the prompt.
 
     Raises ValueError for another split.
     Usage: `reasoning_example("train", 0).response`
@@ -49,7 +49,8 @@ def reasoning_example(split: str, index: int, seed: int = 0) -> ControlExample:
     question, (plan, steps, answer) = random.choice(KINDS)(split, random)
     lines = [f"Step {number}: {step}" for number, step in enumerate(steps, start=1)]
     response = "\n".join(["", f"Reasoning: {plan}", *lines, f"Answer: {answer}"])
-    return ControlExample(question, f"Question: {question}", response, answer=answer)
+    prompt = f"Question: {question}"
+    return ControlExample(prompt, prompt, response, answer=answer)
 
 
 def some(words: str, split: str, random: Random) -> str:
