@@ -2,18 +2,25 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from hf_unified_diffusion import UnifiedDiffusionModel
-from hf_unified_diffusion.cli import STORIES, evaluate, main, parse_bytes
+from hf_unified_diffusion import UnifiedControlNetModel, UnifiedDiffusionModel
+from hf_unified_diffusion.cli import evaluate, main, parse_bytes
+from hf_unified_diffusion.cli_demo import STORIES
 from hf_unified_diffusion.quantization import QuantizedWeight
 from tests.tiny import save_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    model = UnifiedDiffusionModel.from_pretrained(folder)
+    for name, source in (("tools", "tools"), ("reasoning", "prompt")):
+        controlnet = UnifiedControlNetModel.from_transformer(model, hint_source=source, num_blocks=1)
+        controlnet.save_pretrained(Path(folder) / "controlnets" / name)
+    return folder
 
 
 def test_demo_keeps_what_it_was_given(folder, capsys):

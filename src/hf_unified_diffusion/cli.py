@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import psutil
 import torch
 
+from .cli_demo import checkpoint_folder, demo
 from .cli_generate import add_generate
 from .cli_memory import add_memory
 from .cli_serve import add_serve
@@ -22,8 +22,6 @@ from .modeling.memory_plan import plan_memory, recommended
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .modeling.tiers import TIERS
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT
-from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
-from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .quantization import num_weights
 from .quantization.configuration_arrowquant import WEIGHTS_FORMATS
 
@@ -31,32 +29,6 @@ UNITS = ("", "K", "M", "G", "T")
 EXIT_CODES = "Ends with 0 where all went well, 2 for a wrong argument, 1 for what stood in the way."
 WEIGHT_FILES = ("*.safetensors", "*.parquet")
 EVALUATION = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluate.py"  # of a checkout; wheels do not have it
-DOCSTRING = 'def count_words(text):\n    """Return how often each word occurs in the text, as a dictionary."""\n'
-CHECKED = {"check_drafts": True, "block_length": 8, "top_p": 0.9}
-STORIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Text from a prompt, drafts checked by the causal path": (
-        "text",
-        {
-            "prompt": "The history of the bicycle",
-            "max_new_tokens": 48,
-            "num_inference_steps": 6,
-            "temperature": 0.9,
-            **CHECKED,
-        },
-    ),
-    "Text from a prompt, diffusion alone": (
-        "text",
-        {"prompt": "The history of the bicycle", "max_new_tokens": 32, "block_length": 4, "num_inference_steps": 32},
-    ),
-    "A gap between given words": (
-        "text",
-        {"prompt": "She opened the door and", "suffix": " so she went back inside.", "max_new_tokens": 8},
-    ),
-    "A function from its docstring, drafts checked by the causal path": (
-        "code",
-        {"prompt": DOCSTRING, "max_new_tokens": 96, "num_inference_steps": 12, "temperature": 0.3, **CHECKED},
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,28 +172,6 @@ def evaluate(arguments: Sequence[str], script: Path = EVALUATION) -> int:
         )
         return 1
     return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
-
-
-def checkpoint_folder(chosen: argparse.Namespace) -> str:
-    """The folder that was chosen; ValueError where it holds no checkpoint."""
-    if not (Path(chosen.folder) / "config.json").is_file():
-        raise ValueError(f"folder must hold a checkpoint (config.json), got {chosen.folder!r}")
-    return chosen.folder
-
-
-def demo(chosen: argparse.Namespace) -> None:
-    """Print a text, an infill and a function, each from its fixed seed."""
-    folder = checkpoint_folder(chosen)
-    writer = UnifiedDiffusionTextPipeline.from_pretrained(folder)
-    writers = {"text": writer, "code": UnifiedDiffusionCodePipeline(**writer.components)}
-    for title, (modality, request) in STORIES.items():
-        writers[modality].set_progress_bar_config(disable=True)
-        start = perf_counter()
-        output = writers[modality](**request, seed=0)
-        seconds = perf_counter() - start
-        num_tokens = len(output.completion_ids[0])
-        print(f"== {title}: {num_tokens} tokens, {output.num_forward_passes} passes, {seconds:.1f} s")
-        print(f"{output.texts[0]}\n")
 
 
 def info(chosen: argparse.Namespace) -> None:

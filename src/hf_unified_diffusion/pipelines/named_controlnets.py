@@ -10,7 +10,7 @@ import torch
 from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.embedded import EMBEDDED_CHECKPOINT
 
-TOOLS = "tools"  # the name of the one that fills calls of tools with the right values
+TOOLS, REASONING = "tools", "reasoning"  # what fills calls of tools with the right values, what answers in steps
 CONTROLNETS = "controlnets"  # a folder in the folder of a model, with one for each name
 
 
