@@ -18,7 +18,9 @@ from jsonschema import validate
 
 from hf_unified_diffusion import ArrowEngine, ArrowStorage, Result, SchemaConstraint
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
+from hf_unified_diffusion.conditioning.tool_hints import describe_tools
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, TEXT
+from hf_unified_diffusion.pipelines.named_controlnets import TOOLS
 from hf_unified_diffusion.request_queue import Request
 
 GAP = "____"
@@ -113,7 +115,7 @@ class Studio:
         yield from self.write(visitor, before, modality, after, **options)
 
     def call(self, visitor: str, prompt: str, definition: str, **options: Any) -> Shown:
-        """JSON that keeps to a schema, or calls one of the tools of a list, as text.
+        """JSON that keeps to a schema, or calls one of the tools of a list, under their ControlNet if there is one.
 
         Args:
             definition: JSON: a list is one of tools in transformers' format, anything else a JSON schema.
@@ -124,6 +126,8 @@ class Studio:
             raise ValueError(f"the schema or list of tools must be JSON, got {error}") from error
         make = SchemaConstraint.from_tools if isinstance(given, list) else SchemaConstraint.from_json_schema
         constraint, latest = make(given), Latest()
+        if isinstance(given, list) and TOOLS in self.engine.controlnets.names:
+            options |= {"controlnet": TOOLS, "control_hint": describe_tools(given)}
 
         def final(result: Result) -> tuple[str, str]:
             written = json.loads(result.output[len(prompt) :])

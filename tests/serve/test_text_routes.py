@@ -4,10 +4,13 @@ import asyncio
 import json
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 from openai import BadRequestError
 
-from tests.serve.conftest import MODEL, Held, http_client, openai_client
+from hf_unified_diffusion import UnifiedControlNetModel
+from hf_unified_diffusion.pipelines.named_controlnets import NamedControlNets
+from tests.serve.conftest import MODEL, Held, application, http_client, openai_client
 
 OPTIONS = {"model": MODEL, "max_tokens": 12, "temperature": 1.0, "seed": 3}
 SCHEMA = {
@@ -158,6 +161,25 @@ def test_a_tool_is_called_with_arguments_of_its_schema(app, stream):
     (call,), reason = run(app, ask)
     assert call.function.name == "weather" and reason == "tool_calls"
     Draft202012Validator(SCHEMA).validate(json.loads(call.function.arguments))
+
+
+def test_a_checkpoint_with_a_controlnet_for_tools_calls_them_under_it(tmp_path):
+    app = application()
+    engine = app.state.generation.engine
+    controlnet = UnifiedControlNetModel.from_transformer(engine.model, hint_source="tools", num_blocks=1)
+    with torch.no_grad():
+        controlnet.residuals[0].weight.normal_(0, 5, generator=torch.Generator().manual_seed(0))
+    controlnet.save_pretrained(tmp_path / "controlnets" / "tools")
+    engine.controlnets = NamedControlNets(tmp_path)
+    request = {"messages": [{"role": "user", "content": "Rain?"}], "tools": [WEATHER, STOCKS], "max_tokens": 90}
+    answer = run(app, lambda client: client.chat.completions.create(**OPTIONS | request | {"temperature": 0.01}))
+    (call,) = answer.choices[0].message.tool_calls
+    given = {"max_new_tokens": 90, "temperature": 0.01, "tools": [WEATHER, STOCKS]}
+    told = json.loads(expected(app, "User: Rain?\nCall:\n", controlnet="tools", **given))
+    assert {"name": call.function.name, "arguments": json.loads(call.function.arguments)} == told
+    assert told != json.loads(expected(app, "User: Rain?\nCall:\n", **given))
+    app.state.generation.close()
+    engine.close()
 
 
 def test_requests_of_the_same_settings_run_together_and_get_what_each_gets_alone(app):
