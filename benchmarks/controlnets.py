@@ -25,20 +25,21 @@ from hf_unified_diffusion.training.run_log import read_records
 from hf_unified_diffusion.training.tool_examples import tool_example
 
 Options = Mapping[str, object]
-Write = Callable[[str, Options], str]
+Write = Callable[[list[str], Options], list[str]]
 BLOCK = 8
+ROWS = 10  # questions of a batch; rows do not depend on each other
+TOLD = ("schema alone", "schema alone, tools in the prompt", "ControlNet", "ControlNet, hint of another")
 WAYS = {"drafts checked": True, "diffusion alone": False}
 
 
 def writer(pipe: UnifiedDiffusionTextPipeline, args, check_drafts: bool) -> Write:
-    """(prompt, options) -> completion, at temperature 0."""
+    """(prompts, options) -> completions, at temperature 0."""
     steps = args.max_new_tokens // BLOCK * (1 if check_drafts else args.steps_per_block)
     settings = {"max_new_tokens": args.max_new_tokens, "num_inference_steps": steps, "block_length": BLOCK}
 
-    def write(prompt: str, options: Options) -> str:
-        return pipe(
-            prompt, check_drafts=check_drafts, temperature=0.0, seed=args.seed, **settings, **options
-        ).completions[0]
+    def write(prompts: list[str], options: Options) -> list[str]:
+        output = pipe(prompts, check_drafts=check_drafts, temperature=0.0, seed=args.seed, **settings, **options)
+        return output.completions
 
     return write
 
@@ -61,14 +62,11 @@ def tool_table(write: Write, way: str, controlnet: UnifiedControlNetModel, split
     for index in tqdm(range(num), desc=f"{split}, {way}"):
         example, other = tool_example(split, index), tool_example(split, index + num)
         schema = {"tools": list(example.tools)}
-        asked = {
-            "schema alone": (example.prompt, {}),
-            "schema alone, tools in the prompt": (f"Tools:\n{example.hint}\n{example.prompt}", {}),
-            "ControlNet": (example.prompt, {"controlnet": controlnet, "control_hint": example.hint}),
-            "ControlNet, hint of another": (example.prompt, {"controlnet": controlnet, "control_hint": other.hint}),
-        }
-        for name, (prompt, options) in asked.items():
-            found.setdefault(name, []).append(right_values(write(prompt, {**schema, **options}), example))
+        under = {**schema, "controlnet": controlnet, "control_hint": [example.hint, other.hint]}
+        written = write([example.prompt, f"Tools:\n{example.hint}\n{example.prompt}"], schema)
+        written += write([example.prompt, example.prompt], under)
+        for name, text in zip(TOLD, written, strict=True):
+            found.setdefault(name, []).append(right_values(text, example))
     names = ("right values", "calls all right", "right tool")
     return [
         {"split": split, "way": way, "with": name, "calls": num}
@@ -95,15 +93,17 @@ def reasoning_table(write: Write, way: str, controlnet: UnifiedControlNetModel, 
     """Questions with the ControlNet and without."""
     shot = reasoning_example("train", 0)
     found: dict[str, list[tuple[float, float]]] = {}
-    for index in tqdm(range(num), desc=f"reasoning, {way}"):
-        example = reasoning_example("test", index)
+    for first in tqdm(range(0, num, ROWS), desc=f"reasoning, {way}"):
+        examples = [reasoning_example("test", index) for index in range(first, min(first + ROWS, num))]
+        prompts, hints = [example.prompt for example in examples], [example.hint for example in examples]
         asked = {
-            "prompt alone": (example.prompt, {}),
-            "worked example in the prompt": (f"{shot.prompt}{shot.response}\n\n{example.prompt}", {}),
-            "ControlNet": (example.prompt, {"controlnet": controlnet, "control_hint": example.hint}),
+            "prompt alone": (prompts, {}),
+            "worked example in the prompt": ([f"{shot.prompt}{shot.response}\n\n{prompt}" for prompt in prompts], {}),
+            "ControlNet": (prompts, {"controlnet": controlnet, "control_hint": hints}),
         }
-        for name, (prompt, options) in asked.items():
-            found.setdefault(name, []).append(judged(write(prompt, {**options, "stop": "\n\n"}), example))
+        for name, (given, options) in asked.items():
+            texts = write(given, {**options, "stop": "\n\n"})
+            found.setdefault(name, []).extend(judged(*each) for each in zip(texts, examples, strict=True))
     return [
         {"way": way, "with": name, "questions": num}
         | {"structure": Mean.of([row[0] for row in rows]), "right answers": Mean.of([row[1] for row in rows])}

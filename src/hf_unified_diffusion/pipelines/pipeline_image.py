@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from jaxtyping import Float
@@ -24,7 +24,8 @@ from ..contracts import Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.flow_matching import FLOW, FlowRun, plan_flow
-from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_image_parts, load_parts
+from .checkpoint_pipeline import CheckpointPipeline
+from .checkpoints import load_image_parts, load_parts
 from .context_denoiser import ContextDenoiser, evaluating
 from .control_inputs import ControlInput, gather_controls
 from .diffusion_core import AfterStep, diffuse
@@ -49,7 +50,7 @@ from .text_inputs import check_choice, per_row, row_generators
 DEFAULTS: dict[str, Any] = {"num_inference_steps": 16, "guidance_scale": 3.0, "size": 256}
 
 
-class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, DiffusionPipeline):
+class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipeline):
     """Draws pictures with a `UnifiedDiffusionModel`.
 
     Args:
@@ -69,7 +70,6 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, DiffusionPipel
     modality = "image"
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents", "clean_latents"]
-    _interrupt = False
 
     def __init__(
         self,
@@ -91,37 +91,16 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, DiffusionPipel
         self.register_modules(transformer=transformer, scheduler=scheduler, tokenizer=tokenizer, vae=vae)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any):
-        """Load a pipeline folder as diffusers does, a folder of one model, or without a path the embedded checkpoint.
-
-        The folder of a model has the autoencoder in `vae` and, where the settings are its own, the scheduler in
-        `image_scheduler`.
-
-        Args:
-            pretrained_model_name_or_path: a folder or a name on the Hub.
-            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`.
-
-        Raises:
-            ValueError: a folder of a model without `vae`.
-
-        Usage: `UnifiedDiffusionImagePipeline.from_pretrained()`
-        """
-        path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if not is_model_checkpoint(path, **hub_options(kwargs)):
-            return super().from_pretrained(path, **kwargs)
-        scheduler, vae = load_image_parts(path, kwargs.get("dtype"))
-        transformer, _, tokenizer = load_parts(path, **kwargs)
-        return cls(transformer, scheduler, tokenizer, vae)
+    def parts_of(cls, folder: str | Path, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of the pipeline from the folder of a model."""
+        scheduler, vae = load_image_parts(folder, kwargs.get("dtype"))
+        transformer, _, tokenizer = load_parts(folder, **kwargs)
+        return {"transformer": transformer, "scheduler": scheduler, "tokenizer": tokenizer, "vae": vae}
 
     @property
     def codec(self) -> ImageCodec:
         """The autoencoder, between pixels and tokens."""
         return ImageCodec(self.vae)
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` from a callback to stop after the current step, with what is drawn so far."""
-        return self._interrupt
 
     @torch.no_grad()
     def __call__(

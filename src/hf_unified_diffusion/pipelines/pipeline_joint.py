@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from jaxtyping import Int
@@ -23,11 +23,9 @@ from ..codecs.text_codec import TextCodec
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..processes.randomness import spawn_generators
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
+from .checkpoint_pipeline import CheckpointPipeline
 from .checkpoints import (
-    EMBEDDED_CHECKPOINT,
     has_image_parts,
-    hub_options,
-    is_model_checkpoint,
     load_image_parts,
     load_parts,
     load_speech_parts,
@@ -58,7 +56,7 @@ DEFAULT_SIZE = 256
 SPAN = (0.0, 1.0)
 
 
-class UnifiedDiffusionJointPipeline(DiffusionPipeline):
+class UnifiedDiffusionJointPipeline(CheckpointPipeline):
     """Generates any subset of text, audio, avatar and image from any other, one pass of the network a step.
 
     Args:
@@ -79,7 +77,6 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vocoder->vae"
     _optional_components = ["vocoder", "vae", "image_scheduler"]
     _callback_tensor_inputs = list(JOINT_MODALITIES)
-    _interrupt = False
 
     def __init__(
         self,
@@ -110,29 +107,19 @@ class UnifiedDiffusionJointPipeline(DiffusionPipeline):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any):
-        """Load a pipeline folder as diffusers does, a folder of one model, or without a path the embedded checkpoint.
-
-        Usage: `UnifiedDiffusionJointPipeline.from_pretrained()`
-        """
-        path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if not is_model_checkpoint(path, **hub_options(kwargs)):
-            return super().from_pretrained(path, **kwargs)
-        image_scheduler, vae = load_image_parts(path, kwargs.get("dtype")) if has_image_parts(path) else (None, None)
-        speech_scheduler, vocoder = load_speech_parts(path)
-        transformer, scheduler, tokenizer = load_parts(path, **kwargs)
-        return cls(transformer, scheduler, speech_scheduler, tokenizer, vocoder, vae, image_scheduler)
+    def parts_of(cls, folder: str | Path, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of the pipeline from the folder of a model."""
+        names = ("transformer", "scheduler", "tokenizer", "speech_scheduler", "vocoder")
+        parts = dict(zip(names, (*load_parts(folder, **kwargs), *load_speech_parts(folder)), strict=True))
+        if has_image_parts(folder):
+            parts["image_scheduler"], parts["vae"] = load_image_parts(folder, kwargs.get("dtype"))
+        return parts
 
     @property
     def durations(self) -> Durations:
         """How long phonemes take: as the checkpoint's metadata says of sound, else of English read aloud."""
         seconds = self.transformer.checkpoint_facts.get("audio", {}).get("seconds_per_class")
         return Durations() if seconds is None else Durations(seconds)
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` from a callback to stop after the current step, with what there is so far."""
-        return self._interrupt
 
     @torch.no_grad()
     def __call__(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Generator, Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,7 +17,8 @@ from ..codecs.sounds import Sound
 from ..codecs.speech_checks import check_speech
 from ..codecs.speech_layout import Reference, SpeechRow
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_parts, load_speech_parts
+from .checkpoint_pipeline import CheckpointPipeline
+from .checkpoints import load_parts, load_speech_parts
 from .context_denoiser import evaluating
 from .diffusion_core import AfterStep
 from .pipeline_output import UnifiedDiffusionSpeechPipelineOutput
@@ -36,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
 PAUSE_S, FADE_S = 0.15, 0.02  # between parts of a text
 
 
-class UnifiedDiffusionSpeechPipeline(DiffusionPipeline):
+class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
     """Speaks with a `UnifiedDiffusionModel`.
 
     Args:
@@ -56,7 +57,6 @@ class UnifiedDiffusionSpeechPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vocoder"
     _optional_components = ["vocoder"]
     _callback_tensor_inputs = ["latents", "clean_latents"]
-    _interrupt = False
 
     def __init__(
         self,
@@ -78,24 +78,11 @@ class UnifiedDiffusionSpeechPipeline(DiffusionPipeline):
         self.phonemes = PhonemeCodec(tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any):
-        """Load a pipeline folder as diffusers does, a folder of one model, or without a path the embedded checkpoint.
-
-        The folder of a model has the vocoder in `vocoder` and, where the settings are its own, the scheduler in
-        `speech_scheduler`; without a vocoder sound comes from Griffin-Lim.
-
-        Args:
-            pretrained_model_name_or_path: a folder or a name on the Hub.
-            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`.
-
-        Usage: `UnifiedDiffusionSpeechPipeline.from_pretrained(folder)`
-        """
-        path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if not is_model_checkpoint(path, **hub_options(kwargs)):
-            return super().from_pretrained(path, **kwargs)
-        scheduler, vocoder = load_speech_parts(path)
-        transformer, _, tokenizer = load_parts(path, **kwargs)
-        return cls(transformer, scheduler, tokenizer, vocoder)
+    def parts_of(cls, folder: str | Path, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of the pipeline from the folder of a model."""
+        scheduler, vocoder = load_speech_parts(folder)
+        transformer, _, tokenizer = load_parts(folder, **kwargs)
+        return {"transformer": transformer, "scheduler": scheduler, "tokenizer": tokenizer, "vocoder": vocoder}
 
     @property
     def codec(self) -> AudioCodec:
@@ -107,11 +94,6 @@ class UnifiedDiffusionSpeechPipeline(DiffusionPipeline):
         """How long phonemes take: as the checkpoint's metadata says, else of English read aloud."""
         seconds = self._default("seconds_per_class")
         return Durations() if seconds is None else Durations(seconds)
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` from a callback to stop after the current step, with what is spoken so far."""
-        return self._interrupt
 
     @torch.no_grad()
     def __call__(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from jaxtyping import Int
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerFast
@@ -21,7 +20,8 @@ from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .canvas_filling import CanvasFiller
-from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint, load_parts
+from .checkpoint_pipeline import CheckpointPipeline
+from .checkpoints import load_parts
 from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
 from .control_inputs import ControlInput, gather_controls, given_hints
@@ -49,7 +49,7 @@ from .text_writing import CheckedWriting, place_between, remember_rows, write_bl
 Steering = tuple[Sequence[ControlInput], Condition | None, list[str] | None]
 
 
-class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeline):
+class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipeline):
     """Writes text with a `UnifiedDiffusionModel`.
 
     Args:
@@ -67,7 +67,6 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
     modality = "text"
     model_cpu_offload_seq = "transformer"
     _callback_tensor_inputs = ["sample", "logits"]
-    _interrupt = False
 
     def __init__(
         self,
@@ -89,25 +88,10 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, DiffusionPipeli
         self.register_modules(transformer=transformer, scheduler=scheduler, tokenizer=tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any):
-        """Load a pipeline folder as diffusers does, a folder of one model, or without a path the embedded checkpoint.
-
-        Args:
-            pretrained_model_name_or_path: a folder or a name on the Hub.
-            kwargs: as for `DiffusionPipeline.from_pretrained`; for a single model: `dtype`, `quantization_config`,
-                `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
-
-        Usage: `UnifiedDiffusionTextPipeline.from_pretrained()`
-        """
-        path = EMBEDDED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if is_model_checkpoint(path, **hub_options(kwargs)):
-            return cls(*load_parts(path, **kwargs))
-        return super().from_pretrained(path, **kwargs)
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` from a callback to stop after the current step, with what is written so far."""
-        return self._interrupt
+    def parts_of(cls, folder: str | Path, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of the pipeline from the folder or repository of a model."""
+        transformer, scheduler, tokenizer = load_parts(folder, **kwargs)
+        return {"transformer": transformer, "scheduler": scheduler, "tokenizer": tokenizer}
 
     @torch.no_grad()
     def __call__(
