@@ -163,7 +163,8 @@ def main() -> None:
         described(pipe.transformer, pipe.tokenizer),
         "Means with 95% intervals over independent examples; the right responses score 1 by construction.",
     ]
-    report("controlnets", tables, settings, notes, args.output)
+    (*others, last) = (name for name in ("tools", "reasoning") if getattr(args, name) is not None)
+    report("controlnets" if others else f"controlnets_{last}", tables, settings, notes, args.output)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The checkpoint that ships: what a newcomer meets in the first minute, on its real weights."""
 
+import json
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -20,6 +22,8 @@ from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.pipelines.checkpoints import load_image_parts
 from hf_unified_diffusion.quantization import num_weights
 from hf_unified_diffusion.training.codec_objective import psnr_db
+from hf_unified_diffusion.training.reasoning_examples import reasoning_example, structure_of
+from hf_unified_diffusion.training.tool_examples import tool_example
 from tests.codecs.sounds import vowel
 
 MEGABYTE = 1_000_000
@@ -136,3 +140,25 @@ def test_its_vocoder_is_what_speech_comes_from_and_follows_a_voice():
     assert (log_mel(vocoder(mels)) - mels).abs().mean() * STD < 0.6  # nats; a vowel unlike any it was trained on
     pitch_hz, _ = vocoder.pitch(mels)
     assert (pitch_hz[0] / (120 + 40 * seconds)).log2().abs().median() < 20 / 1200  # cents
+
+
+def test_its_controlnets_are_small_and_call_tools_and_reason_as_they_were_trained_to():
+    engine = ArrowEngine.from_pretrained()
+    assert engine.controlnets.names == ["reasoning", "tools"]
+    for name in engine.controlnets.names:
+        assert num_weights(engine.controlnets[name]) < 0.1 * num_weights(engine.model)
+        folder = EMBEDDED_CHECKPOINT / "controlnets" / name
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 7 * MEGABYTE
+    greedy = {"max_new_tokens": 72, "temperature": 0.0, "seed": 0}
+    right = 0
+    for index in range(3):
+        example = tool_example("test", index)
+        written = engine.diffuse(example.prompt, tools=list(example.tools), controlnet="tools", **greedy)
+        call, asked = json.loads(written[len(example.prompt) :]), json.loads(example.response)
+        right += call["name"] == asked["name"] and call["arguments"] == asked["arguments"]
+    assert right >= 1  # of three that no training saw
+    questions = [reasoning_example("test", index).prompt for index in range(4)]
+    answers = engine.diffuse(questions, controlnet="reasoning", stop="\n\n", **greedy)
+    found = [structure_of(text[len(question) :]) for question, text in zip(questions, answers, strict=True)]
+    assert sum(answer is not None for answer in found) >= 3
+    engine.close()
