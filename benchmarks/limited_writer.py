@@ -6,20 +6,12 @@ It is run as a process of its own, under a limit of memory or without; bounds of
 """
 
 import json
-import re
 import sys
-from pathlib import Path
+
+from process_memory import memory
 
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.quantization import set_dequantized_cache_bytes
-
-
-def memory() -> dict[str, int]:
-    """Bytes: resident now, resident at most, anonymous now, address space at most."""
-    status = Path("/proc/self/status").read_text()
-    names = {"resident": "VmRSS", "peak": "VmHWM", "anonymous": "RssAnon", "address_space": "VmPeak"}
-    return {name: 1024 * int(re.search(rf"^{key}:\s+(\d+)", status, re.M)[1]) for name, key in names.items()}
-
 
 folder, prompt_tokens, new_tokens, *caches = sys.argv[1], *map(int, sys.argv[2:])
 taken = {"imported": memory()}

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.conversion.convert import relative_error
-from hf_unified_diffusion.quantization import bits_per_weight, calibrated_codes, quantize, quantize_model
+from hf_unified_diffusion.quantization import bits_per_weight, calibrated_codes, dequantize, quantize, quantize_model
 from hf_unified_diffusion.training.calibration_rows import calibration_batches
 from hf_unified_diffusion.training.likelihood import Likelihood, canvas_nats, causal_nats, counted_tokens
 from hf_unified_diffusion.training.machine import fast_dtype
@@ -162,7 +162,19 @@ def python_loop(weights: list[float], group_size: int) -> list[tuple[list[int], 
     return groups
 
 
-def torchao_runs(weights: list[Tensor]) -> dict[str, Callable[[], object]]:
+def our_runs(weights: list[Tensor]) -> dict[str, tuple[Callable[[], list], Callable]]:
+    """Ours with both kinds of scales: what is timed, and what restores the weights of one of its results."""
+
+    def restored(codes: tuple[Tensor, Tensor]) -> Tensor:
+        return dequantize(*codes, 4)
+
+    return {
+        "ours, widest weight": (lambda: [quantize(w, 4, TIMED_GROUP, search=False) for w in weights], restored),
+        "ours, scales searched": (lambda: [quantize(w, 4, TIMED_GROUP) for w in weights], restored),
+    }
+
+
+def torchao_runs(weights: list[Tensor]) -> dict[str, tuple[Callable[[], list], Callable]]:
     """torchao at INT4 in groups: with the widest weight as scale, and with its own search; none where it is missing."""
     if find_spec("torchao") is None:
         print("torchao is not installed: its rows are left out (pip install torchao)")
@@ -170,16 +182,17 @@ def torchao_runs(weights: list[Tensor]) -> dict[str, Callable[[], object]]:
     from torchao.quantization import IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup
 
-    def run(algorithm: str) -> None:
+    def run(algorithm: str) -> list:
         layers = [nn.Linear(*reversed(weight.shape), bias=False, device="meta") for weight in weights]
         for layer, weight in zip(layers, weights, strict=True):
             layer.weight = nn.Parameter(weight, requires_grad=False)
         config = IntxWeightOnlyConfig(torch.int4, PerGroup(TIMED_GROUP), intx_choose_qparams_algorithm=algorithm)
         quantize_(nn.Sequential(*layers), config)
+        return [layer.weight for layer in layers]
 
     return {
-        "torchao, widest weight": lambda: run("affine"),
-        "torchao, scales searched": lambda: run("hqq_scale_only"),
+        "torchao, widest weight": (lambda: run("affine"), lambda weight: weight.dequantize()),
+        "torchao, scales searched": (lambda: run("hqq_scale_only"), lambda weight: weight.dequantize()),
     }
 
 
@@ -189,14 +202,22 @@ def time_rows(args: argparse.Namespace) -> list[dict]:
     weights = [torch.randn(TIMED_SHAPE, generator=generator) * 0.02 for _ in range(TIMED_LAYERS)]
     total = sum(weight.numel() for weight in weights)
     part = weights[0][:LOOPED_ROWS].flatten().tolist()
-    runs = {"ours, scales searched": lambda: [quantize(weight, 4, TIMED_GROUP) for weight in weights]}
-    runs |= torchao_runs(weights)
-    taken = interleaved_seconds(runs, args.repeats, clock=args.clock)
+    all_layers, one_layer = (our_runs(some) | torchao_runs(some) for some in (weights, weights[:1]))
+    taken = interleaved_seconds({name: run for name, (run, _) in all_layers.items()}, args.repeats, clock=args.clock)
+    errors: dict[str, object] = {
+        name: ((restored(run()[0]) - weights[0]).norm() / weights[0].norm()).item()
+        for name, (run, restored) in one_layer.items()
+    }
     slice_seconds = interleaved_seconds({"loop": lambda: python_loop(part, TIMED_GROUP)}, args.repeats, args.clock)
-    taken["plain Python loop, the same search"] = slice_seconds["loop"] * total / len(part)
-    ours = taken["ours, scales searched"]
+    taken["plain Python loop, scales searched"] = slice_seconds["loop"] * total / len(part)
     return [
-        {"quantizer": name, "weights": total, "seconds": seconds, "times ours": seconds / ours}
+        {
+            "quantizer": name,
+            "weights": total,
+            "seconds": seconds,
+            "times ours of the same scales": seconds / taken[f"ours, {name.partition(', ')[2]}"],
+            "rms error / rms of the weights": errors.get(name, ""),
+        }
         for name, seconds in taken.items()
     ]
 

@@ -88,6 +88,8 @@ def test_a_graph_unpacks_what_the_layer_unpacks(bits: int) -> None:
     layer = quantize_layer(torch.nn.Linear(32, 24), bits, 16, torch.float32)
     x = torch.randn(3, 32)
     assert torch.equal(GraphLinear(layer)(x), torch.nn.functional.linear(x, layer.dequantized(), layer.bias))
+    layer.merge(torch.randn(24, 3), torch.randn(3, 32))
+    assert_same(GraphLinear(layer)(x), torch.nn.functional.linear(x, layer.dequantized(), layer.bias), IN_TORCH)
 
 
 def test_traced_with_free_batch_and_lengths(tmp_path: Path) -> None:

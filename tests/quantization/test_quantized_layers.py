@@ -210,8 +210,32 @@ def test_changed_weights_are_seen() -> None:
     assert torch.allclose(layer(x) - layer.bias, 2 * (first - layer.bias), atol=1e-5)
     layer.weight.data = other.weight.data.clone()
     assert torch.equal(layer(x), F.linear(x, plain(layer), layer.bias))
-    layer.requantize(torch.eye(64))
-    assert torch.allclose(layer(x), x + layer.bias, atol=1e-2)
+    layer.merge(torch.ones(64, 1), torch.ones(1, 64))
+    assert torch.allclose(layer(x), F.linear(x, plain(layer) + 1, layer.bias), atol=1e-2)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_was_merged_is_there_however_the_layer_is_used(bits: int) -> None:
+    layer = quantize_layer(nn.Embedding(50, 64), bits, 64, torch.float32)
+    before, ids, hidden = plain(layer), torch.randint(0, 50, (4, 7)), torch.randn(3, 64)
+    outer, inner = torch.randn(50, 3), torch.randn(3, 64)
+    layer.merge(outer[:, :2], inner[:2])
+    layer.merge(outer[:, 2:], inner[2:])
+    dense = layer.dequantized()
+    assert layer.merged_rank == 3
+    assert (dense - before - outer @ inner).norm() < 0.02 * (outer @ inner).norm()
+    assert torch.allclose(layer(ids), dense[ids], atol=1e-6)
+    assert torch.equal(layer.unembed(hidden), hidden @ dense.T)
+    assert torch.equal(dequantize_layer(layer).weight, dense)
+    copied, pickled = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+    assert torch.equal(copied.dequantized(), dense) and torch.equal(pickled.dequantized(), dense)
+    narrow = copied.to(torch.bfloat16)
+    assert narrow.merged_in_scale.dtype == torch.bfloat16 and narrow.weight.dtype == torch.uint8
+    assert torch.equal(narrow.dequantized(), dense.bfloat16())  # rounded once
+    layer.unmerge(1)
+    assert (layer.dequantized() - before - outer[:, :2] @ inner[:2]).norm() < 0.02 * (outer @ inner).norm()
+    layer.unmerge(2)
+    assert torch.equal(layer.dequantized(), before)
 
 
 def test_what_inference_mode_dequantized_serves_training() -> None:

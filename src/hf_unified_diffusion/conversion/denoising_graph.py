@@ -133,13 +133,16 @@ class GraphMatrix(nn.Module):
         self.register_buffer("codes", layer.weight.detach())
         self.register_buffer("scale", layer.weight_scale)
         self.register_buffer("levels", levels_of(every_byte, layer.bits).view(256, -1))
+        outer, inner = layer.merged_factors() if layer.merged_rank else (None, None)
+        self.register_buffer("outer", None if outer is None else outer.T.contiguous())
+        self.register_buffer("inner", inner)
 
-    def rows(
-        self, codes: Int[Tensor, "*shape bytes"], scale: Float[Tensor, "*shape groups"]
-    ) -> Float[Tensor, "*shape columns"]:
-        """The dense rows of some codes."""
+    def rows(self, rows: Int[Tensor, "*shape"] | slice = slice(None)) -> Float[Tensor, "*shape columns"]:
+        """Dense rows, all or some."""
+        codes, scale = self.codes[rows], self.scale[rows]
         levels = nn.functional.embedding(codes.int(), self.levels).flatten(-2)
-        return (levels.unflatten(-1, (scale.shape[-1], -1)) * scale.float()[..., None]).flatten(-2)
+        dense = (levels.unflatten(-1, (scale.shape[-1], -1)) * scale.float()[..., None]).flatten(-2)
+        return dense if self.outer is None else dense + self.outer[rows] @ self.inner
 
 
 class GraphLinear(GraphMatrix):
@@ -151,7 +154,7 @@ class GraphLinear(GraphMatrix):
 
     def forward(self, x: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
         """As `nn.Linear`."""
-        return nn.functional.linear(x, self.rows(self.codes, self.scale), self.bias)
+        return nn.functional.linear(x, self.rows(), self.bias)
 
 
 class GraphEmbedding(GraphMatrix):
@@ -159,11 +162,11 @@ class GraphEmbedding(GraphMatrix):
 
     def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         """The rows of the ids."""
-        return self.rows(self.codes[ids], self.scale[ids])
+        return self.rows(ids)
 
     def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
         """Inner products with every row."""
-        return nn.functional.linear(hidden, self.rows(self.codes, self.scale))
+        return nn.functional.linear(hidden, self.rows())
 
 
 def unpacked_in_graph(model: UnifiedDiffusionModel) -> UnifiedDiffusionModel:

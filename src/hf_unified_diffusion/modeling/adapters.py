@@ -175,7 +175,7 @@ def per_row(model: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
 
 
 def fuse(model: nn.Module, names: Sequence[str], scale: float = 1.0, safe: bool = False) -> None:
-    """Add adapters to the weights, each times its own weight and `scale`; quantized weights are rounded again.
+    """Add adapters to the weights, each times its own weight and `scale`; quantized ones keep them beside their codes.
 
     Args:
         safe: refuse where a weight would not be finite.
@@ -194,7 +194,7 @@ def fuse(model: nn.Module, names: Sequence[str], scale: float = 1.0, safe: bool 
 def unfuse(model: nn.Module) -> None:
     """Take fused adapters out of the weights again, within rounding.
 
-    Raises ValueError where nothing is fused, and for quantized weights, whose rounding cannot be undone.
+    Raises ValueError where nothing is fused.
     """
     if not fused_names(model):
         raise ValueError("unfusing needs adapters that are fused, got none")

@@ -11,7 +11,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils.hub import convert_file_size_to_int, resolve_revision
 
-from ..quantization import QuantizedWeight, bits_per_weight, read_parquet_weights, write_parquet_weights
+from ..quantization import QuantizedWeight, bits_per_weight, merged_ranks, read_parquet_weights, write_parquet_weights
 from ..quantization.configuration_arrowquant import WEIGHTS_FORMATS
 from ..quantization.parquet_index import INDEX_SUFFIX, read_index
 from ..quantization.parquet_reader import Verify
@@ -138,8 +138,11 @@ class ParquetWeightsMixin(_Base):
         roles: dict[str, str] = {}
         for name, module in self.named_modules():
             if isinstance(module, QuantizedWeight):
-                roles |= {f"{name}.weight": "packed", f"{name}.weight_scale": "scale"}
+                own = [key for key in module.state_dict() if key != "bias"]
+                roles |= {f"{name}.{key}": "scale" if key.endswith("_scale") else "packed" for key in own}
         quantization = getattr(self.config, "quantization_config", None)
+        if quantization is not None:
+            quantization.merged_ranks = merged_ranks(self)
         facts = {
             "format": "pt",
             "model_type": self.config.model_type,

@@ -144,7 +144,7 @@ class LoraMixin:
             safe_fusing: refuse weights that are not finite.
             adapter_names: default: the active ones.
 
-        Quantized weights are rounded again, may swallow an adapter (there is a warning) and cannot be unfused.
+        Quantized weights keep their codes, and the adapters beside them in INT8.
         Raises ValueError for other components, unknown names, and adapters that are fused already.
 
         Usage: `pipe.set_adapters(["poems"], [0.8]); pipe.fuse_lora()`
@@ -159,7 +159,7 @@ class LoraMixin:
     def unfuse_lora(self) -> None:
         """Take fused adapters out of the weights again, within rounding; they are then active as they were.
 
-        Raises ValueError where none is fused, and for quantized weights.
+        Raises ValueError where none is fused.
         """
         adapters.unfuse(self.transformer)
 

@@ -9,7 +9,15 @@ from .configuration_arrowquant import QUANT_METHOD, ArrowQuantConfig
 from .dequantized_cache import DequantizedCacheInfo, dequantized_cache_info, set_dequantized_cache_bytes
 from .integer import dequantize, nearest_levels, quantize
 from .learned_table import learn_table
-from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight, bits_per_weight, num_weights, stored_bytes
+from .modules import (
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedWeight,
+    bits_per_weight,
+    merged_ranks,
+    num_weights,
+    stored_bytes,
+)
 from .parquet_files import ShardedParquetWeights, read_parquet_weights, write_parquet_weights
 from .parquet_layout import FormatError
 from .parquet_reader import ParquetWeights
@@ -38,6 +46,7 @@ __all__ = [
     "layers_to_quantize",
     "learn_table",
     "mark_quantized",
+    "merged_ranks",
     "nearest_levels",
     "num_weights",
     "quantize",

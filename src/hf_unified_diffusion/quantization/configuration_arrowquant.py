@@ -1,6 +1,6 @@
 """Configuration of ArrowQuant and its policy: how many bits each layer of a model gets."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -40,6 +40,7 @@ class ArrowQuantConfig(QuantizationConfigMixin):
         activation_bits: 8 rounds the tokens that layers of `bits` multiply to int8, each with a scale of its own: twice
             as fast on CPUs that sum products of bytes (VNNI, AMX; others ignore it) where no gradient is wanted, and
             less exact, see docs/decisions/0006-matmuls-on-cpus.md. 16: they compute in the model's dtype.
+        merged_ranks: the rank of the adapters merged into each layer, by its name; saving a model sets it.
         dequantize: load a quantized checkpoint as a dense model; never saved.
 
     Raises ValueError for values out of range and unknown names.
@@ -54,6 +55,7 @@ class ArrowQuantConfig(QuantizationConfigMixin):
         modules_to_not_convert: Sequence[str] | None = None,
         weights_format: str = "parquet",
         activation_bits: int = 16,
+        merged_ranks: Mapping[str, int] | None = None,
         dequantize: bool = False,
         quant_method: str = QUANT_METHOD,
     ):
@@ -63,6 +65,9 @@ class ArrowQuantConfig(QuantizationConfigMixin):
             raise ValueError(f"group_size must be a positive multiple of 4, got {group_size!r}")
         if weights_format not in WEIGHTS_FORMATS:
             raise ValueError(f"weights_format must be one of {WEIGHTS_FORMATS}, got {weights_format!r}")
+        ranks = list((merged_ranks or {}).values())
+        if any(type(rank) is not int or rank < 1 for rank in ranks):
+            raise ValueError(f"merged_ranks must map names to positive integers, got {merged_ranks!r}")
         if activation_bits not in ACTIVATION_BITS:
             raise ValueError(f"activation_bits must be one of {ACTIVATION_BITS}, got {activation_bits!r}")
         if quant_method != QUANT_METHOD:
@@ -73,6 +78,7 @@ class ArrowQuantConfig(QuantizationConfigMixin):
         dense = DEFAULT_DENSE_MODULES if modules_to_not_convert is None else modules_to_not_convert
         self.modules_to_not_convert = list(dense)
         self.weights_format, self.activation_bits, self.dequantize = weights_format, activation_bits, dequantize
+        self.merged_ranks = dict(merged_ranks or {})
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What a config given at load time may change about a saved one."""
@@ -80,7 +86,10 @@ class ArrowQuantConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds."""
-        return {key: value for key, value in super().to_dict().items() if key != "dequantize"}
+        values = super().to_dict()
+        if not self.merged_ranks:
+            del values["merged_ranks"]  # earlier versions read such files
+        return {key: value for key, value in values.items() if key != "dequantize"}
 
     def bits_of_layers(self, model: nn.Module, dense: Collection[str] = ()) -> dict[str, int]:
         """Module name -> bits of every layer to quantize; `dense` names layers to leave out besides the config's."""

@@ -17,7 +17,7 @@ SCALE_DTYPE = torch.bfloat16
 _LEVELS = {8: (-128.0, 127.0), 4: (-8.0, 7.0), 2: (-1.5, 1.5)}
 _SEARCH = {8: (0.7, 13), 4: (0.6, 17), 2: (0.3, 22)}
 _WORDS = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
-_CHUNK_ELEMENTS = 1 << 17  # the search passes over a chunk many times: it must fit in a core's cache
+_CHUNK_ELEMENTS = 1 << 18  # the search passes over a chunk many times: it must fit in a core's cache
 _SMALLEST_SCALE = torch.finfo(SCALE_DTYPE).tiny
 
 
@@ -32,9 +32,12 @@ FIXED_TABLES = {bits: _every_byte(bits) for bits in (4, 2)}
 
 
 def quantize(
-    weight: Float[Tensor, "rows columns"], bits: int, group_size: int = 64
+    weight: Float[Tensor, "rows columns"], bits: int, group_size: int = 64, search: bool = True
 ) -> tuple[UInt8[Tensor, "rows bytes"], Float[Tensor, "rows groups"]]:
     """Codes and scales of a matrix, each scale chosen to minimize its group's squared error (bits: 2, 4 or 8).
+
+    `search=False` takes the scale at which the largest weight of a group is the highest level: many times faster, and
+    of larger error.
 
     Bits per weight: `bits + 16 / group_size` for 2 and 4, `8 + 16 / columns` for 8, which has one group a row.
     Weights that are not clipped are restored within half a step (half a scale).
@@ -52,9 +55,11 @@ def quantize(
     for start in range(0, rows, step):
         chunk = slice(start, start + step)
         groups = weight[chunk].detach().float().reshape(-1, columns // size, size)
-        if not groups.isfinite().all():
+        widest = groups.abs().amax(-1, keepdim=True)  # NaN and infinity reach it
+        if not widest.isfinite().all():
             raise ValueError(f"weights must be finite in float32, got NaN or infinity in rows {start}..{start + step}")
-        best = _search_scale(groups, bits)
+        widest /= _LEVELS[bits][1]
+        best = _search_scale(groups, widest, bits) if search else storable_scale(widest)
         scale[chunk] = best.squeeze(-1)
         packed[chunk] = pack_levels(nearest_levels(groups, best, bits).reshape(-1, columns), bits)
     return packed, scale
@@ -97,31 +102,32 @@ def _checked_group_size(weight: Tensor, bits: int, group_size: int) -> int:
     return group_size
 
 
-def nearest_levels(groups: Tensor, scale: Tensor, bits: int) -> Tensor:
+def nearest_levels(groups: Tensor, scale: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
     """Nearest levels of groups / scale: integers, or half-integers for INT2."""
     low, high = _LEVELS[bits]
-    if bits == 2:
-        return (groups / scale).floor_().add_(0.5).clamp_(low, high)
-    return (groups / scale).round_().clamp_(low, high)
+    levels = torch.div(groups, scale, out=out)
+    return (levels.floor_().add_(0.5) if bits == 2 else levels.round_()).clamp_(low, high)
 
 
-def _search_scale(groups: Float[Tensor, "rows groups size"], bits: int) -> Float[Tensor, "rows groups 1"]:
-    """Scale of least squared error: a grid below the largest weight, then one least-squares step."""
+def _search_scale(
+    groups: Float[Tensor, "rows groups size"], widest: Float[Tensor, "rows groups 1"], bits: int
+) -> Float[Tensor, "rows groups 1"]:
+    """Scale of least squared error: a grid below the one of the largest weight, then one least-squares step."""
     lowest, count = _SEARCH[bits]
-    widest = groups.abs().amax(-1, keepdim=True) / _LEVELS[bits][1]
     best, best_error = storable_scale(widest), torch.full_like(widest, torch.inf)
+    levels, missed = torch.empty_like(groups), torch.empty_like(groups)  # written again and again: they stay in cache
 
-    def keep_better(candidate: Tensor) -> Tensor:
-        levels = nearest_levels(groups, candidate, bits)
-        error = (levels * candidate).sub_(groups).square_().sum(-1, keepdim=True)
+    def keep_better(candidate: Tensor) -> None:
+        nearest_levels(groups, candidate, bits, out=levels)
+        torch.addcmul(groups, levels, candidate, value=-1, out=missed)
+        error = torch.linalg.vector_norm(missed, dim=-1, keepdim=True)
         better = error < best_error
         best.copy_(torch.where(better, candidate, best))
         best_error.copy_(torch.where(better, error, best_error))
-        return levels
 
     for share in torch.linspace(1.0, lowest, count).tolist():
         keep_better(storable_scale(widest * share))
-    levels = nearest_levels(groups, best, bits)
+    nearest_levels(groups, best, bits, out=levels)
     power = levels.square().sum(-1, keepdim=True)
     fitted = (levels * groups).sum(-1, keepdim=True) / power.clamp_min_(1e-12)
     keep_better(storable_scale(fitted))
@@ -134,13 +140,17 @@ def storable_scale(scale: Tensor) -> Tensor:
 
 
 def pack_levels(levels: Float[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "rows bytes"]:
+    """Levels to bytes; overwrites them. Codes of a byte are shifted together within a word of as many bytes."""
     if bits == 8:
         return levels.to(torch.int8).view(torch.uint8)
+    # by way of int8, whose conversion is five times as fast as that of uint8
+    codes = levels.sub_(_LEVELS[bits][0]).to(torch.int8, memory_format=torch.contiguous_format)
     if bits == 4:
-        pairs = levels.add_(8).to(torch.uint8).view(levels.shape[0], -1, 2)
-        return pairs[..., 0] | pairs[..., 1] << 4
-    fours = levels.add_(1.5).to(torch.uint8).view(levels.shape[0], -1, 4)
-    return fours[..., 0] | fours[..., 1] << 2 | fours[..., 2] << 4 | fours[..., 3] << 6
+        pairs = codes.view(torch.int16)
+        return (pairs >> 4).bitwise_or_(pairs).to(torch.uint8)
+    fours = codes.view(torch.int32)
+    twos = (fours >> 6).bitwise_or_(fours)
+    return (twos >> 12).bitwise_or_(twos).to(torch.uint8)
 
 
 def levels_of(

@@ -1,4 +1,8 @@
-"""Linear and embedding layers that keep packed integer weights and dequantize them when they are touched."""
+"""Linear and embedding layers that keep packed integer weights and dequantize them when they are touched.
+
+What adapters added to a matrix stands beside its codes as two thin INT8 matrices: rounding the sum anew would lose it
+(docs/decisions/0021-merged-adapters-stay-beside-the-codes.md).
+"""
 
 from typing import Any, TypeVar
 
@@ -13,6 +17,8 @@ from .integer import SCALE_DTYPE, Codes, dequantize, quantize
 
 Layer = TypeVar("Layer", bound=nn.Module)
 _TWINS: dict[type[nn.Module], type["QuantizedWeight"]] = {}
+_FACTORS = ("merged_in", "merged_in_scale", "merged_out", "merged_out_scale")
+_SCALES = ("weight_scale", "merged_in_scale", "merged_out_scale")
 
 
 class QuantizedWeight(nn.Module):
@@ -20,10 +26,17 @@ class QuantizedWeight(nn.Module):
 
     The scale is a buffer so that the model's dtype stays that of its dense parameters, and keeps its dtype in
     `.to(dtype)`, so that saving restores it bit for bit. `compute_dtype` follows `.to(dtype)` instead.
+
+    Merged adapters are buffers too: `merged_out`^T `merged_in`, each of INT8 codes (rank x rows, rank x columns) and a
+    scale a row, is added to the matrix; None where nothing was merged.
     """
 
     weight: Tensor
     weight_scale: Tensor
+    merged_in: Tensor | None
+    merged_in_scale: Tensor | None
+    merged_out: Tensor | None
+    merged_out_scale: Tensor | None
     bits: int
     group_size: int
     compute_dtype: torch.dtype
@@ -46,10 +59,51 @@ class QuantizedWeight(nn.Module):
         Usage: `logits = torch.nn.functional.linear(hidden, embedding.dequantized(hidden.dtype))`
         """
         wanted = self.compute_dtype if dtype is None else dtype
-        packed, scale, bits = self.weight, self.weight_scale, self.bits
         if torch.compiler.is_compiling():
-            return dequantize(packed.detach(), scale, bits, wanted)
-        return CACHE.get(self, (packed, scale), wanted, lambda: dequantize(packed.detach(), scale, bits, wanted))
+            return self._restored(wanted)
+        return CACHE.get(self, self.stored_tensors(), wanted, lambda: self._restored(wanted))
+
+    def stored_tensors(self) -> tuple[Tensor, ...]:
+        """Codes and scales that stand for the matrix, those of what was merged last."""
+        factors = () if self.merged_in is None else tuple(getattr(self, name) for name in _FACTORS)
+        return self.weight, self.weight_scale, *factors
+
+    def merged_factors(self) -> tuple[Float[Tensor, "rank rows"], Float[Tensor, "rank columns"]]:
+        """What was merged, float32: the matrix has the product of the first, transposed, and the second added."""
+        inner, inner_scale, outer, outer_scale = self.stored_tensors()[2:]
+        return dequantize(outer, outer_scale, 8), dequantize(inner, inner_scale, 8)
+
+    @property
+    def merged_rank(self) -> int:
+        """The rank of all that was merged into the matrix; 0 for nothing."""
+        return 0 if self.merged_in is None else len(self.merged_in)
+
+    @torch.no_grad()
+    def merge(self, outer: Float[Tensor, "rows rank"], inner: Float[Tensor, "rank columns"]) -> None:
+        """Add a product of low rank to the matrix, rounded to INT8 component by component; the codes stay as they are.
+
+        Costs 8 rank (rows + columns) / (rows columns) bits per weight.
+        Raises ValueError for what is not finite.
+        Usage: `layer.merge(lora_B.weight * scaling, lora_A.weight)`
+        """
+        parts = *quantize(inner, 8), *quantize(outer.T.contiguous(), 8)
+        for name, part in zip(_FACTORS, parts, strict=True):
+            before = getattr(self, name)
+            setattr(self, name, part if before is None else torch.cat([before, part]))
+
+    def unmerge(self, rank: int) -> None:
+        """Forget the last `rank` components that were merged: the matrix is as before, bit for bit."""
+        left = self.merged_rank - rank
+        for name in _FACTORS:
+            setattr(self, name, getattr(self, name)[:left].clone() if left else None)
+
+    def _restored(self, dtype: torch.dtype, rows: Any = slice(None)) -> Float[Tensor, "rows columns"]:
+        """The dense matrix, or some of its rows, rounded once to `dtype`."""
+        packed, scale = self.weight.detach()[rows], self.weight_scale[rows]
+        if self.merged_in is None:
+            return dequantize(packed, scale, self.bits, dtype)
+        outer, inner = self.merged_factors()
+        return dequantize(packed, scale, self.bits).addmm_(outer[:, rows].T, inner).to(dtype)
 
     def multiply(self, x: Float[Tensor, "*shape in"], bias: Tensor | None = None) -> Float[Tensor, "*shape out"]:
         """`F.linear` with the dense matrix; on a CPU by oneDNN where no gradient is wanted and its layout is kept."""
@@ -66,27 +120,20 @@ class QuantizedWeight(nn.Module):
     def _laid_out(self, dtype: torch.dtype) -> Int8Matrix | BFloat16Matrix | None:
         """The matrix in oneDNN's order, None where this CPU gains nothing by it or the cache has no room for it."""
         packed, scale, bits = self.weight, self.weight_scale, self.bits
-        count = self.matrix_shape[0] * self.matrix_shape[1]
-        if self.activation_bits == 8 and multiplies_in_int8(dtype) and CACHE.keeps(self, count):
+        count, plain = self.matrix_shape[0] * self.matrix_shape[1], self.merged_in is None
+        # one scale a row is too coarse for what adapters add
+        if self.activation_bits == 8 and plain and multiplies_in_int8(dtype) and CACHE.keeps(self, count):
             return CACHE.get(self, (packed, scale), "int8", lambda: Int8Matrix.of(packed.detach(), scale, bits))
         if dtype != torch.bfloat16 or not has_bf16_products() or not CACHE.keeps(self, 2 * count):
             return None
-        return CACHE.get(
-            self, (packed, scale), "bf16", lambda: BFloat16Matrix.of(dequantize(packed.detach(), scale, bits, dtype))
-        )
-
-    @torch.no_grad()
-    def requantize(self, dense: Float[Tensor, "rows columns"]) -> None:
-        """Replace the matrix by the codes of another one, at the same bits."""
-        packed, scale = quantize(dense, self.bits, self.group_size)
-        self.weight = nn.Parameter(packed, requires_grad=False)
-        self.weight_scale = scale
+        return CACHE.get(self, self.stored_tensors(), "bf16", lambda: BFloat16Matrix.of(self._restored(dtype)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        scale = self.weight_scale
+        scales = {name: scale for name in _SCALES if (scale := getattr(self, name)) is not None}
         super()._apply(fn, recurse)
-        if self.weight_scale.dtype != scale.dtype:
-            self.weight_scale = scale.to(self.weight_scale.device)
+        for name, scale in scales.items():
+            if getattr(self, name).dtype != scale.dtype:
+                setattr(self, name, scale.to(getattr(self, name).device))
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device="cpu")).dtype
         return self
 
@@ -124,8 +171,7 @@ class QuantizedEmbedding(QuantizedWeight, nn.Embedding):
         flat = ids.reshape(-1)
         if flat.numel() == 0:
             return self.weight_scale.new_empty((*ids.shape, self.embedding_dim), dtype=self.compute_dtype)
-        rows = dequantize(self.weight.detach()[flat], self.weight_scale[flat], self.bits, self.compute_dtype)
-        return rows.view(*ids.shape, self.embedding_dim)
+        return self._restored(self.compute_dtype, flat).view(*ids.shape, self.embedding_dim)
 
     def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape rows"]:
         """Inner products with every row: the unembedding that shares this tensor."""
@@ -184,6 +230,8 @@ def quantize_layer(
     """
     layer = _twin(module, quantized_class(type(module)))
     layer.bits, layer.group_size, layer.compute_dtype = bits, group_size, compute_dtype
+    for name in _FACTORS:
+        layer.register_buffer(name, None)
     rows, columns = layer.matrix_shape
     groups = 1 if bits == 8 else columns // group_size
     if codes is not None:
@@ -208,10 +256,24 @@ def dequantize_layer(layer: QuantizedWeight, dtype: torch.dtype | None = None) -
     dense = _twin(layer, layer.original_class)
     for name in ("bits", "group_size", "compute_dtype", "activation_bits"):
         dense.__dict__.pop(name, None)
-    del dense._buffers["weight_scale"]
-    wanted = layer.compute_dtype if dtype is None else dtype
-    dense.weight = nn.Parameter(dequantize(layer.weight.detach(), layer.weight_scale, layer.bits, wanted))
+    for name in ("weight_scale", *_FACTORS):
+        del dense._buffers[name]
+    dense.weight = nn.Parameter(layer._restored(layer.compute_dtype if dtype is None else dtype))
     return dense
+
+
+def make_room(layer: QuantizedWeight, rank: int) -> None:
+    """Buffers on the meta device for what was merged into a layer that is about to be loaded."""
+    rows, columns = layer.matrix_shape
+    for name, width in {"merged_in": columns, "merged_out": rows}.items():
+        setattr(layer, name, torch.empty(rank, width, dtype=torch.uint8, device="meta"))
+        setattr(layer, f"{name}_scale", torch.empty(rank, 1, dtype=SCALE_DTYPE, device="meta"))
+
+
+def merged_ranks(model: nn.Module) -> dict[str, int]:
+    """The rank of what was merged into each quantized layer, by module name; layers without are left out."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedWeight)}
+    return {name: layer.merged_rank for name, layer in layers.items() if layer.merged_rank}
 
 
 def num_weights(model: nn.Module) -> int:
@@ -237,7 +299,7 @@ def _weights_and_bytes(model: nn.Module) -> dict[int, tuple[int, int]]:
     for module in model.modules():
         if isinstance(module, QuantizedWeight) and module.is_packed:
             rows, columns = module.matrix_shape
-            stored[id(module.weight)] = (rows * columns, module.weight.nbytes + module.weight_scale.nbytes)
+            stored[id(module.weight)] = (rows * columns, sum(tensor.nbytes for tensor in module.stored_tensors()))
         elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
             # packed by another library (bitsandbytes): whatever it saves besides the bias stands for the matrix
             saved = [tensor for name, tensor in module.state_dict().items() if name != "bias"]

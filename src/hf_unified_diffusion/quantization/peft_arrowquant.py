@@ -1,55 +1,42 @@
-"""LoRA on quantized layers: PEFT's own layer trains and infers; merging goes through the dense matrix."""
+"""LoRA on quantized layers: PEFT's own layer trains and infers; merging keeps its product beside the codes."""
 
-import warnings
 from typing import Any
 
-import torch
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.model import LoraModel
 from peft.tuners.tuners_utils import check_adapters_to_merge
-from torch import Tensor
 
 from .modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
-_LEAST_SHARE = 0.5
-_SWALLOWED = (
-    "rounding to {bits} bits swallows more than half of the adapter, whose changes are smaller than a step: leave it "
-    "unmerged, or merge it into the dense model, `model.dequantize()`"
-)
 
-
-def kept_share(change: Tensor, wanted: Tensor) -> float:
-    """How much of a wanted change was made, along its own direction; 1 where none was wanted."""
-    power = wanted.square().sum()
-    return (change * wanted).sum().div(power).item() if power > 0 else 1.0
-
-
-class _RequantizingMerge:
-    """merge = dequantize, add, requantize; a merge into rounded weights cannot be undone."""
+class _MergedBeside:
+    """An adapter is merged by standing beside the codes, in INT8, which stay as they are: it can be taken out again."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         layer: Any = self
         base: QuantizedWeight = layer.get_base_layer()
-        known = layer.lora_A.keys() | layer.lora_embedding_A.keys()
         for name in check_adapters_to_merge(layer, adapter_names):
-            if name not in known:
+            if name in layer.lora_A:
+                outer, inner = layer.lora_B[name].weight, layer.lora_A[name].weight
+            elif name in layer.lora_embedding_A:
+                outer, inner = layer.lora_embedding_A[name].T, layer.lora_embedding_B[name].T
+            else:
                 continue
-            before, delta = base.dequantized(torch.float32), layer.get_delta_weight(name).detach().float()
-            base.requantize(before + delta)
-            if kept_share(base.dequantized(torch.float32) - before, delta) < _LEAST_SHARE:
-                warnings.warn(_SWALLOWED.format(bits=base.bits), stacklevel=2)
+            base.merge(layer.scaling[name] * outer.detach().float(), inner.detach().float())
             layer.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        raise ValueError("adapters merged into quantized weights cannot be unmerged: load the base model again")
+        layer: Any = self
+        while layer.merged_adapters:
+            layer.get_base_layer().unmerge(layer.r[layer.merged_adapters.pop()])
 
 
-class ArrowQuantLoraLinear(_RequantizingMerge, LoraLinear):
+class ArrowQuantLoraLinear(_MergedBeside, LoraLinear):
     """LoRA over a `QuantizedLinear`."""
 
 
-class ArrowQuantLoraEmbedding(_RequantizingMerge, LoraEmbedding):
+class ArrowQuantLoraEmbedding(_MergedBeside, LoraEmbedding):
     """LoRA over a `QuantizedEmbedding`."""
 
 

@@ -12,7 +12,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from .configuration_arrowquant import ArrowQuantConfig
 from .integer import Codes, check_scales, quantize
-from .modules import QuantizedWeight, dequantize_layer, quantize_layer
+from .modules import QuantizedWeight, dequantize_layer, make_room, merged_ranks, quantize_layer
 
 
 class ArrowQuantize(ConversionOps):
@@ -62,7 +62,8 @@ class ArrowQuantHfQuantizer(HfQuantizer):
         for name, module in model.named_modules():
             if isinstance(module, QuantizedWeight):
                 self._check_loaded(name, module)
-                check_scales(f"{name}.weight_scale", module.weight_scale)
+                for scale in [key for key in module.state_dict() if key.endswith("_scale")]:
+                    check_scales(f"{name}.{scale}", getattr(module, scale))
         if self.pre_quantized and self.quantization_config.dequantize:
             return self._dequantize(model)
         return model
@@ -71,7 +72,7 @@ class ArrowQuantHfQuantizer(HfQuantizer):
         """Refuse a layer that the checkpoint did not fill: transformers warns and leaves unwritten memory there."""
         if not layer.is_packed:
             raise ValueError(f"a layer to quantize needs its weight in the checkpoint, got none for {name}.weight")
-        for tensor in ("weight", "weight_scale") if self.pre_quantized else ():
+        for tensor in [key for key in layer.state_dict() if key != "bias"] if self.pre_quantized else ():
             if getattr(layer, tensor).is_meta:
                 raise ValueError(
                     f"device_map cannot put packed weights on the disk, got {name}.{tensor} there: Parquet weights are "
@@ -93,7 +94,8 @@ class ArrowQuantHfQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """No tensors for safetensors where the model itself writes them to Parquet."""
+        """No tensors for safetensors where the model itself writes them to Parquet; called before config.json is."""
+        model.config.quantization_config.merged_ranks = merged_ranks(model)
         own = self.quantization_config.weights_format == "parquet" and getattr(model, "writes_parquet_weights", False)
         return ({} if own else None), {}
 
@@ -130,13 +132,18 @@ def replace_layers(
     pack: bool = True,
     codes: Mapping[str, Codes] | None = None,
 ) -> nn.Module:
-    """Put quantized layers into a model in place, by the policy of the config, with the codes that are given."""
+    """Put quantized layers into a model in place, by the policy of the config, with the codes that are given.
+
+    Layers on the meta device get room for what the config says was merged into them.
+    """
     for name, bits in layers_to_quantize(model, config).items():
         layer: Any = model.get_submodule(name)
         dtype = compute_dtype or layer.weight.dtype
         given = (codes or {}).get(name)
         quantized = quantize_layer(layer, bits, config.group_size, dtype, pack, given)
         quantized.activation_bits = config.activation_bits if bits == config.bits else 16
+        if pack and layer.weight.is_meta and name in config.merged_ranks:
+            make_room(quantized, config.merged_ranks[name])
         model.set_submodule(name, quantized)
     return model
 
