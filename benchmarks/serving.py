@@ -3,12 +3,13 @@
     python benchmarks/serving.py
     python benchmarks/serving.py --ray        # under Ray Serve
 
-Starts `hf-unified-diffusion serve` on a loopback port, with the checkpoint for text and JSON. Pictures come from a tiny
-checkpoint with an autoencoder where the checkpoint has none (`--pictures`), so they show the route, not a price.
+Starts `hf-unified-diffusion serve` on a loopback port, with the checkpoint for text and JSON. Pictures and speech come
+from a tiny checkpoint of random weights unless one is given (`--media`), so they show the routes, not a price.
 """
 
 import asyncio
 import base64
+import io
 import json
 import os
 import re
@@ -26,10 +27,14 @@ from typing import Any
 
 import httpx2
 import psutil
+import soundfile
+import torch
 from jsonschema import Draft202012Validator
 from measure import Row, argument_parser, report, start
-from openai import APIStatusError, AsyncOpenAI, RateLimitError
+from openai import AsyncOpenAI, RateLimitError
+from PIL import Image
 
+from hf_unified_diffusion.codecs.audio_codec import AudioCodec
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 
 HOST = "127.0.0.1"
@@ -134,24 +139,23 @@ def core_seconds(process: psutil.Process) -> float:
     return sum(time.user + time.system for time in times)
 
 
-async def medium(kind: str, address: str, process: psutil.Process, repeats: int) -> Row:
-    """A picture, or speech, where the checkpoint makes such; else how it is refused."""
+async def media(address: str, process: psutil.Process, repeats: int) -> list[Row]:
+    """Pictures and speech: whether they decode, to the size and the sampling rate that they should have."""
     async with client_of(address) as client:
 
         async def picture() -> bool:
             options = {"size": "64x64", "extra_body": {"num_steps": 2, "seed": 0}}
             answer = await client.images.generate(prompt="a red apple", **options)
-            return base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
+            return Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json))).size == (64, 64)
 
         async def speech() -> bool:
-            options = {"voice": "default", "response_format": "wav", "model": "served"}
-            return (await client.audio.speech.create(input="Good morning.", **options)).content.startswith(b"RIFF")
+            options = {"voice": "default", "response_format": "wav", "extra_body": {"num_steps": 2, "seed": 0}}
+            answer = await client.audio.speech.create(input="Good morning.", model="served", **options)
+            samples, rate_hz = soundfile.read(io.BytesIO(answer.content))
+            return rate_hz == AudioCodec.sampling_rate_hz and len(samples) > rate_hz / 4 and samples.any()
 
-        try:
-            return await timed(kind, {"picture": picture, "speech": speech}[kind], repeats, process)
-        except APIStatusError as error:
-            told = f"refused, {error.status_code}: {error.message}"
-            return {"kind": kind, "right": told[:160], "seconds, median": "-", "core seconds, median": "-"}
+        asked = {"picture of 64 x 64, PNG": picture, "speech, WAV of 24 kHz": speech}
+        return [await timed(name, ask, repeats, process) for name, ask in asked.items()]
 
 
 async def crowd(client: AsyncOpenAI, address: str, process: psutil.Process, args: Any) -> list[Row]:
@@ -228,15 +232,18 @@ async def measured(address: str, process: psutil.Process, args: Any) -> dict[str
         }
 
 
-def tiny_checkpoint_with_pictures(folder: Path) -> str:
-    """A checkpoint of random weights that draws, for the route alone."""
+def tiny_checkpoint(folder: Path) -> str:
+    """A checkpoint of random weights that draws and speaks, for the routes alone."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from hf_unified_diffusion.pipelines.checkpoints import save_image_parts
     from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
     from tests.codecs.vaes import tiny_dc
     from tests.tiny import tiny_model, tiny_tokenizer
 
-    tiny_model(bos_token_id=0).save_pretrained(folder)
+    model = tiny_model(bos_token_id=0, max_position_embeddings=512)
+    for name in ("image", "audio"):  # heads start at zero: silence
+        torch.nn.init.normal_(model.heads[name].weight, std=0.1)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     save_image_parts(folder, flow_scheduler(), tiny_dc(128))
     return str(folder)
@@ -245,7 +252,7 @@ def tiny_checkpoint_with_pictures(folder: Path) -> str:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--ray", action="store_true", help="under Ray Serve")
-    parser.add_argument("--pictures", type=Path, help="a checkpoint that draws; default: a tiny one, made here")
+    parser.add_argument("--media", type=Path, help="a checkpoint that draws and speaks; default: a tiny one, made here")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, default=200, help="at the same moment")
@@ -256,17 +263,14 @@ def main() -> None:
     args, settings = start(parser)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     how = ["--ray"] if args.ray else []
-    pictures = str(args.pictures) if args.pictures else tiny_checkpoint_with_pictures(args.work / "pictures")
+    drawing = str(args.media) if args.media else tiny_checkpoint(args.work / "media")
     with served(args.checkpoint, "served", "--max-waiting", "32", *how) as (address, process):
         tables = asyncio.run(measured(address, process, args))
-        speech = asyncio.run(medium("speech", address, process, args.repeats))
-    with served(pictures, "served", *how) as (address, process):
-        picture = asyncio.run(medium("picture", address, process, args.repeats))
-    tables["Each kind"] += [picture, speech]
+    with served(drawing, "served", *how) as (address, process):
+        tables["Each kind"] += asyncio.run(media(address, process, args.repeats))
     name = Path(args.checkpoint or EMBEDDED_CHECKPOINT).name
-    notes = [
-        f"Text, JSON and speech: {name}. The picture: {'a tiny random checkpoint' if not args.pictures else name}."
-    ]
+    other = args.media.name if args.media else "a tiny checkpoint of random weights, so their seconds are no price"
+    notes = [f"Text and JSON: {name}. The picture and the speech: {other}."]
     report("serving_ray" if args.ray else "serving", tables, settings, notes, args.output)
 
 

@@ -33,7 +33,7 @@ def write_tab(studio: Studio) -> None:
             yield from studio.write(request.session_hash, prompt, modality, timeout_s=TIMEOUT_S, **options)
 
     given = [prompt, modality, way, length, temperature, steps, block, seed]
-    start.click(write, given, [paper, line], show_progress="minimal", api_name="write")
+    start.click(write, given, [paper, line], show_progress="minimal", show_progress_on=paper, api_name="write")
 
 
 def infill_tab(studio: Studio) -> None:
@@ -57,13 +57,15 @@ def infill_tab(studio: Studio) -> None:
         with told():
             yield from studio.infill(request.session_hash, text, modality, timeout_s=TIMEOUT_S, **options)
 
-    start.click(infill, [text, modality, length, steps, seed], [paper, line], show_progress="minimal")
+    start.click(
+        infill, [text, modality, length, steps, seed], [paper, line], show_progress="minimal", show_progress_on=paper
+    )
 
 
 def tools_tab(studio: Studio) -> None:
     """JSON that always keeps to a schema, or calls one of some tools."""
     with gr.Row():
-        with gr.Column(scale=2):
+        with gr.Column():
             prompt = gr.Textbox("User: What is the weather in Oslo?\nCall:\n", label="Request", lines=3)
             definition = gr.Code(
                 TOOLS, language="json", label="A list of tools, or a JSON schema", elem_id="tools-json"
@@ -77,7 +79,7 @@ def tools_tab(studio: Studio) -> None:
                 length=(8, 256, 96, 8, "Tokens"),
                 steps=(0, 64, 0, 1, "Steps (0: drafts)"),
             )
-        with gr.Column(scale=3):
+        with gr.Column():
             answer = gr.Code(language="json", label="Answer", interactive=False, elem_id="tools-answer")
             line = status("tools")
 
@@ -86,7 +88,13 @@ def tools_tab(studio: Studio) -> None:
         with told():
             yield from studio.call(request.session_hash, prompt, definition, timeout_s=TIMEOUT_S, **options)
 
-    start.click(call, [prompt, definition, length, steps, seed], [answer, line], show_progress="minimal")
+    start.click(
+        call,
+        [prompt, definition, length, steps, seed],
+        [answer, line],
+        show_progress="minimal",
+        show_progress_on=answer,
+    )
 
 
 def memory_tab(studio: Studio) -> None:
@@ -105,8 +113,8 @@ def memory_tab(studio: Studio) -> None:
             keep = gr.Button("Remember", variant="primary", elem_id="memory-start")
             query = gr.Textbox("What does she drink?", label="To look for (empty: all)", elem_id="memory-query")
             find = gr.Button("Search", elem_id="memory-search")
-            with gr.Row():
-                number = gr.Textbox("", label="Number to forget (empty: all)", elem_id="memory-number")
+            with gr.Row(elem_classes="ends"):
+                number = gr.Textbox("", label="Number to forget (empty: all)", scale=2, elem_id="memory-number")
                 drop = gr.Button("Forget", variant="stop", elem_id="memory-forget")
         with gr.Column():
             table = gr.Dataframe(
@@ -126,9 +134,9 @@ def memory_tab(studio: Studio) -> None:
         with told():
             return studio.forget(request.session_hash, number), studio.memories(request.session_hash)
 
-    keep.click(remember, texts, [line, table])
+    keep.click(remember, texts, [line, table], show_progress_on=table)
     find.click(search, query, table)
-    drop.click(forget, number, [line, table])
+    drop.click(forget, number, [line, table], show_progress_on=table)
     if guided:
         guided_writing(studio)
 
@@ -153,4 +161,4 @@ def guided_writing(studio: Studio) -> None:
         with told():
             yield from studio.write(visitor, prompt, max_new_tokens=int(length), timeout_s=TIMEOUT_S, **options)
 
-    start.click(write, [prompt, strength, length, seed], [paper, line], show_progress="minimal")
+    start.click(write, [prompt, strength, length, seed], [paper, line], show_progress="minimal", show_progress_on=paper)

@@ -41,7 +41,7 @@ def draw_tab(studio: Studio) -> None:
             )
 
     given = [prompt, avoided, start_from, height, width, steps, scale, strength, seed]
-    start.click(draw, given, [picture, line], show_progress="minimal")
+    start.click(draw, given, [picture, line], show_progress="minimal", show_progress_on=picture)
 
 
 def speak_tab(studio: Studio) -> None:
@@ -76,7 +76,13 @@ def speak_tab(studio: Studio) -> None:
         with told():
             yield from studio.speak(request.session_hash, text, reference, said, timeout_s=TIMEOUT_S, **options)
 
-    start.click(speak, [text, reference, said, steps, scale, speed, seed], [sound, line], show_progress="minimal")
+    start.click(
+        speak,
+        [text, reference, said, steps, scale, speed, seed],
+        [sound, line],
+        show_progress="minimal",
+        show_progress_on=sound,
+    )
 
 
 def joint_tab(studio: Studio) -> None:
@@ -87,9 +93,7 @@ def joint_tab(studio: Studio) -> None:
             text = gr.Textbox("Good morning.", label="Text", lines=2, elem_id="joint-text")
             with_words = gr.Checkbox(False, label="Go on from the text, and write the words too", elem_id="joint-words")
             start = buttons(studio, "Act", "joint")
-            steps, scale, seed = numbers(
-                "joint", steps=(1, 64, 16, 1, "Steps"), guidance=(1, 6, 2, 0.25, "Guidance by what is given")
-            )
+            steps, scale, seed = numbers("joint", steps=(1, 64, 16, 1, "Steps"), guidance=(1, 6, 2, 0.25, "Guidance"))
         with gr.Column(scale=3):
             face, line = gr.HTML(EMPTY, elem_id="joint-face"), status("joint")
 
@@ -98,4 +102,6 @@ def joint_tab(studio: Studio) -> None:
         with told():
             yield from studio.act(request.session_hash, text, with_words, timeout_s=TIMEOUT_S, **options)
 
-    start.click(act, [text, with_words, steps, scale, seed], [face, line], show_progress="minimal")
+    start.click(
+        act, [text, with_words, steps, scale, seed], [face, line], show_progress="minimal", show_progress_on=face
+    )

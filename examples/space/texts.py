@@ -42,7 +42,7 @@ SCHEMA = """{
 }"""
 
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto !important}
+.gradio-container {width: 100%; max-width: 1200px !important; margin: 0 auto !important}
 .paper {white-space: pre-wrap; overflow-wrap: anywhere; font-size: 1.05rem; line-height: 1.6; padding: 1rem 1.2rem;
   min-height: 9rem; border-radius: 12px; border: 1px solid var(--border-color-primary);
   background: var(--background-fill-primary)}
@@ -55,6 +55,10 @@ CSS = """
 .dark .hidden {color: #4f46e5}
 .status {min-height: 1.6rem; color: var(--body-text-color-subdued)}
 .notice {padding: .7rem 1rem; border-radius: 10px; background: #fff7ed; border: 1px solid #fed7aa; color: #7c2d12}
+.notice .notice {padding: 0; border: 0; background: none}
 .dark .notice {background: #431407; border-color: #7c2d12; color: #fed7aa}
+.head {flex-wrap: nowrap !important}
+.head input[type=number] {width: 3.2rem !important; padding: 0 .3rem !important}
+.ends {align-items: flex-end}
 footer {display: none !important}
 """

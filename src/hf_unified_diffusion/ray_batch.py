@@ -278,6 +278,4 @@ def written(
         fn_constructor_kwargs={"output": str(Path(output).absolute()), **writer},
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        max_restarts=-1,
-        max_task_retries=-1,
-    )
+    )  # Ray Data starts actors and their tasks again without limit, unless told otherwise

@@ -1,52 +1,89 @@
-"""Pictures of the Space with a checkpoint at work: `python -m tests.space.screenshots docs/space [CHECKPOINT]`."""
+"""Pictures of the Space at work with the embedded checkpoint: `python -m tests.space.screenshots docs/space`.
 
+It refuses to draw, speak and act, because it saw too little of that; `refused` shows so. To show these tabs at work it
+is told afterwards that it may: what it then draws and says is as poor as its card says.
+"""
+
+import re
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from PIL import Image
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
 
 from hf_unified_diffusion import ArrowEngine
 from tests.space.browser import Visitor, open_chromium
 
 SPACE = Path(__file__).parents[2] / "examples" / "space"
-TABS = {"write": "Write", "infill": "Infill", "draw": "Draw", "speak": "Speak and clone", "joint": "Together"}
-TABS |= {"tools": "Tools by schema", "memory": "Memory"}
-NEEDS = {"draw": ("image",), "speak": ("audio",), "joint": ("audio", "avatar")}
+TRAINED = {"write": "Write", "infill": "Infill", "tools": "Tools by schema", "memory": "Memory"}
+REFUSED = {"draw": "Draw", "speak": "Speak and clone", "joint": "Together"}
 COLOURS, WIDTH, HEIGHT = 64, 1280, 960
+MANY_WORDS = 60  # characters
+SCORE = re.compile(r"\b0\.\d+\b")  # and not "0.1s", which is a clock
 
 
-def main(folder: Path, checkpoint: str | None) -> None:
+def main(folder: Path) -> None:
     sys.path.insert(0, str(SPACE))
-    from app import build, look
     from studio import Studio
 
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as memory:
-        studio = Studio(ArrowEngine.from_pretrained(checkpoint, memory=memory))
-        page = build(studio)
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **look())
-        driver = open_chromium(WIDTH, HEIGHT)
-        try:
-            visitor = Visitor(driver, url)
-            for name, tab in TABS.items():
+    driver = open_chromium(WIDTH, HEIGHT)
+    try:
+        with TemporaryDirectory() as memory:
+            studio = Studio(ArrowEngine.from_pretrained(memory=memory))
+            visitor, page = opened(studio, driver)
+            for name, tab in TRAINED.items():
                 visitor.open_tab(tab)
                 visitor.click(f"{name}-start")
-                lacking = studio.lacks(*NEEDS.get(name, ()))
                 if name == "write":
-                    visitor.until(lambda: driver.find_elements(By.CSS_SELECTOR, "#write-paper .written"), "words")
-                    visitor.until(lambda: driver.find_elements(By.CSS_SELECTOR, "#write-paper .draft"), "a draft")
+                    visitor.until(lambda: len(written(driver)) > MANY_WORDS and drafted(driver), "words and a draft")
                     shrink(visitor.picture("write", folder))
-                if lacking:
-                    visitor.wait_for_message("that the checkpoint was trained for")
-                else:
-                    visitor.wait_for(f"{name}-status", "Remembered" if name == "memory" else "Done")
+                visitor.wait_for(f"{name}-status", "Remembered" if name == "memory" else "Done")
+                if name == "memory":
+                    visitor.click("memory-search")
+                    visitor.until(lambda: SCORE.search(visitor.text("memory-table")), "scores")
                 if name != "write":
                     shrink(visitor.picture(name, folder))
-        finally:
-            driver.quit()
+            visitor.open_tab(REFUSED["draw"])
+            visitor.click("draw-start")
+            visitor.until(lambda: driver.find_elements(By.CSS_SELECTOR, ".toast-close"), "the refusal")
+            time.sleep(3)  # it fades in
+            shrink(visitor.picture("refused", folder))
             page.close()
+            studio.engine.model.checkpoint_facts["supported_modalities"] = sorted(studio.engine.model.heads)
+            visitor, page = opened(studio, driver)
+            for name, tab in REFUSED.items():
+                visitor.open_tab(tab)
+                visitor.click(f"{name}-start")
+                visitor.wait_for(f"{name}-status", "Done")
+                shrink(visitor.picture(name, folder))
+            page.close()
+    finally:
+        driver.quit()
+
+
+def opened(studio: Any, driver: WebDriver) -> tuple[Visitor, Any]:
+    """A page of the studio, and a visitor at it."""
+    from app import build, look
+
+    page = build(studio)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **look())
+    return Visitor(driver, url), page
+
+
+def written(driver: WebDriver) -> str:
+    """What is finished of the text."""
+    script = "return [...document.querySelectorAll('#write-paper .written')].map(x => x.textContent).join('')"
+    return driver.execute_script(script)  # at once: the elements are others after each step
+
+
+def drafted(driver: WebDriver) -> bool:
+    """Whether some of it is not finished yet."""
+    return bool(driver.find_elements(By.CSS_SELECTOR, "#write-paper .draft"))
 
 
 def shrink(file: Path) -> None:
@@ -57,4 +94,4 @@ def shrink(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]))
