@@ -7,7 +7,7 @@ its energy is below the control's; controls of energy 0 are as wished already, a
 samples of Gaussian data by its exact denoiser, since no network is needed to show what the wrapper does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from measure import Row, argument_parser, described, load_pipelines, report, start
@@ -50,19 +50,20 @@ WISHES: dict[str, tuple[list[TextEnergy], dict]] = {
 SHAPE, STEPS = (3, 8, 8), 8
 
 
-def text_table(pipe: UnifiedDiffusionTextPipeline, args) -> list[Row]:
-    """Each wish on every prompt, against the same prompt and seed without it."""
-    settings = {"max_new_tokens": 32, "num_inference_steps": STEPS}
-    prompts = PROMPTS[: args.num]
-    measures = {energy: Unweighted(energy) for energies, _ in WISHES.values() for energy in energies}
+def text_rows(pipe: UnifiedDiffusionTextPipeline, args) -> Iterator[list[Row]]:
+    """Each wish on every prompt, against the same prompt and seed without it, wish by wish."""
+    settings = {"max_new_tokens": args.tokens, "num_inference_steps": args.steps}
+    prompts = PROMPTS[:: len(PROMPTS) // args.num][: args.num]
+    wishes = {name: WISHES[name] for name in args.wishes}
+    measures = {energy: Unweighted(energy) for energies, _ in wishes.values() for energy in energies}
     controls = [
         pipe(
             prompt, energies=list(measures.values()), num_candidates=1, energy_retries=0, seed=args.seed + i, **settings
         )
         for i, prompt in enumerate(tqdm(prompts, desc="control"))
     ]
-    rows: list[Row] = []
-    for name, (energies, options) in WISHES.items():
+    for name, (energies, options) in wishes.items():
+        rows: list[Row] = []
         outputs = [
             pipe(prompt, energies=energies, seed=args.seed + i, **settings, **options)
             for i, prompt in enumerate(tqdm(prompts, desc=name))
@@ -88,7 +89,7 @@ def text_table(pipe: UnifiedDiffusionTextPipeline, args) -> list[Row]:
                     "passes": sum(output.num_forward_passes for output in outputs) / len(outputs),
                 }
             )
-    return rows
+        yield rows
 
 
 class Unweighted:
@@ -113,7 +114,7 @@ def hard_table(pipe: UnifiedDiffusionTextPipeline, args) -> list[Row]:
         settings = {"max_new_tokens": 16, "num_inference_steps": 4, **options}
         histories = [
             pipe(prompt, seed=args.seed + i, **settings).energy_history[0]
-            for i, prompt in enumerate(PROMPTS[: args.num])
+            for i, prompt in enumerate(tqdm(PROMPTS[: args.num], desc=name))
         ]
         rows.append(
             {
@@ -183,14 +184,19 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--num", type=int, default=len(PROMPTS), help="prompts")
     parser.add_argument("--samples", type=int, default=200, help="of the Gaussian data")
+    parser.add_argument("--tokens", type=int, default=32, help="of a text")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a text")
+    parser.add_argument("--wishes", nargs="+", choices=list(WISHES), default=list(WISHES), help="of texts, to measure")
     args, settings = start(parser)
     pipe = load_pipelines(args)["text"]
-    tables: dict[str, list[Row]] = {
-        "Texts of 32 tokens at 8 steps": text_table(pipe, args),
-        "Rejection and retries": hard_table(pipe, args),
-        "Samples of Gaussian data at 8 steps": continuous_table(args),
-    }
-    report("energies", tables, settings, [described(pipe.transformer, pipe.tokenizer)], args.output)
+    notes = [described(pipe.transformer, pipe.tokenizer)]
+    texts = f"Texts of {args.tokens} tokens at {args.steps} steps"
+    tables: dict[str, list[Row]] = {f"Samples of Gaussian data at {STEPS} steps": continuous_table(args), texts: []}
+    for rows in text_rows(pipe, args):
+        tables[texts] += rows
+        report("energies", tables, settings, notes, args.output)
+    tables["Rejection and retries"] = hard_table(pipe, args)
+    report("energies", tables, settings, notes, args.output)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ import numpy as np
 from measure import CLOCKS, Row, argument_parser, interleaved_seconds, report, start
 
 from hf_unified_diffusion.memory import ArrowStorage
+from hf_unified_diffusion.memory.half_scan import SPARE
 from hf_unified_diffusion.memory.vector_index import VectorIndex, import_faiss
 
 WIDTH, DIRECTIONS, CHUNK, K, QUERIES = 384, 500, 10_000, 10, 200
+CASES = ("flat", "many", "control")
 NAMESPACE, ENCODER = "anna", "benchmark"
 
 
@@ -116,13 +118,16 @@ def measured(folder: Path, drawn: Vectors, num_rows: int, repeats: int, clock: s
     building = seconds_of(lambda: storage.search(NAMESPACE, queries[0]))
     index = held_index(storage)
     raw = index._faiss.faiss_index
-    place = storage._place(NAMESPACE)
+    place = storage._place(NAMESPACE, WIDTH)
     found = [{int(memory.payload.split()[0]) for memory in storage.search(NAMESPACE, q, K)} for q in queries]
     ways = {
         "storage": in_turn(queries, lambda q: storage.search(NAMESPACE, q, K)),
         "ids": in_turn(queries, lambda q: storage._indexes.nearest(place, q, K), QUERIES // 4),
         "raw": in_turn(queries, lambda q: raw.search(q[None], K), QUERIES // 2),
     }
+    if index._half is not None:
+        half = index._half._half
+        ways["half"] = in_turn(queries, lambda q: half.search(q[None], 2 * K + SPARE), QUERIES // 3)
     if exact:
         rows = np.concatenate([drawn.chunk(number) for number in range(num_rows // CHUNK)])
         ways["numpy"] = in_turn(queries, with_numpy(rows))
@@ -136,6 +141,7 @@ def measured(folder: Path, drawn: Vectors, num_rows: int, repeats: int, clock: s
         "recall at 10": truth.recall(found),
         "search (ms)": ms["storage"],
         "raw FAISS (ms)": ms["raw"],
+        "raw FAISS, float16 (ms)": ms.get("half", ""),
         "ids alone (ms)": ms["ids"],
         "search / raw FAISS": ms["storage"] / ms["raw"],
         "ids alone / raw FAISS": ms["ids"] / ms["raw"],
@@ -184,28 +190,31 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--flat_rows", type=int, default=100_000)
     parser.add_argument("--many_rows", type=int, default=1_000_000)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--name", default="memory", help="of the results")
     parser.add_argument("--noise", type=float, default=0.9, help="of a vector, against a direction of length 1")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     args, settings = start(parser)
     import_faiss().omp_set_num_threads(1)
-    cases = [
-        ("directions", args.noise, args.flat_rows),
-        ("directions", args.noise, args.many_rows),
-        ("none (control)", np.inf, args.many_rows // 5),
-    ]
+    cases = {
+        "flat": ("directions", args.noise, args.flat_rows),
+        "many": ("directions", args.noise, args.many_rows),
+        "control": ("none (control)", np.inf, args.many_rows // 5),
+    }
     notes = [
         f"{WIDTH} wide float32, k = {K}, {QUERIES} queries that are not stored; recall against exact search. Search "
         "gives whole memories, read from the store, in exact order, each checked against its digest; raw FAISS gives "
-        f"ids, of the same index. Times of queries by the {args.clock} clock, of other work by the wall clock.",
+        "ids, of the same index (for flat: its exact scan of float32 rows, where search scans them in float16 first). "
+        f"Times of queries by the {args.clock} clock, of other work by the wall clock.",
     ]
     latencies, others = [], []
-    for (structure, noise, num_rows), folder in zip(cases, folders(), strict=False):
+    for (structure, noise, num_rows), folder in zip((cases[name] for name in args.cases), folders(), strict=False):
         exact = num_rows == args.flat_rows
         latency, other = measured(folder, Vectors(noise, args.seed), num_rows, args.repeats, args.clock, exact)
         latencies.append({"structure": structure, **latency})
         others.append({"structure": structure, **other})
-        report("memory", {"Queries": latencies, "Other work": others}, settings, notes, args.output)
+        report(args.name, {"Queries": latencies, "Other work": others}, settings, notes, args.output)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from ..contracts import Encoder
 from .database import Database, StorageError
 from .derived_indexes import DerivedIndexes
 from .hopfield import check_beta, hopfield_readout
-from .reading import best_of, checked_memory, intact_rows, pages
-from .records import Memory, Payload, check_name, check_status, check_time, metadata_json, unit_vectors
+from .reading import best_of, checked_memory, find_rows, intact_rows, pages
+from .records import Memory, Payload, check_name, check_status, check_time, metadata_json, unit_vector, unit_vectors
 from .rows import (
     Namespace,
     Row,
@@ -188,22 +188,22 @@ class ArrowStorage:
         check_name("namespace", namespace)
         if type(k) is not int or not 0 < k <= MAX_K:
             raise ValueError(f"k must be in 1..{MAX_K}, got {k!r}")
-        place = self._place(namespace)
-        if isinstance(query, str):
-            query = self._embed([query])[0]
-        if np.ndim(query) != 1:
-            raise ValueError(f"query must be a text or one embedding (width,), got shape {np.shape(query)}")
-        (vector,) = unit_vectors([query])
+        vector = unit_vector(self._embed([query])[0] if isinstance(query, str) else query)
+        place, wanted = self._indexes.last_seen(namespace, len(vector)), k
+        is_known = place is not None  # one statement then tells whether it is as it was, and gives the rows
         if place is None:
-            return []
-        check_width(place, len(vector))
-        wanted = k
-        while True:
+            place = self._place(namespace, len(vector))
+        while place is not None:
             ids = self._indexes.nearest(place, vector, wanted)
-            found, num_live = best_of(self._database, place, ids, vector, k)
+            state, rows = find_rows(self._database, namespace, ids)
+            if is_known and state != (place.number, place.revision, place.last_id):
+                place, is_known = self._place(namespace, len(vector)), False
+                continue
+            found, num_live = best_of(self._database, place, rows, vector, k)
             if num_live >= k or len(ids) < wanted:
                 return found
             wanted *= 4  # some have expired since the index was made
+        return []
 
     def recall(
         self, namespace: str, query: str | Float[np.ndarray, "width"], k: int = 64, beta: float = 16.0
@@ -221,7 +221,7 @@ class ArrowStorage:
         if isinstance(query, str):
             query = self._embed([query])[0]
         memories = self.search(namespace, query, k)
-        (vector,) = unit_vectors([query])
+        vector = unit_vector(query)
         keys = np.stack([memory.embedding for memory in memories]) if memories else np.empty((0, len(vector)), "f4")
         keys_tensor = torch.from_numpy(keys)
         readout, weights = hopfield_readout(torch.from_numpy(vector), keys_tensor, keys_tensor, beta)
@@ -282,7 +282,7 @@ class ArrowStorage:
                 return 0
             num_removed = delete_rows(sql, place, ids)
         if ids is None:
-            self._indexes.drop(place.number)
+            self._indexes.drop(namespace)
         self._database.scrub(self._indexes.remove_outdated)
         return num_removed
 
@@ -348,7 +348,7 @@ class ArrowStorage:
             return {**counts, "bytes_on_disk": self._database.num_bytes()}
         if place is None:
             return counts
-        return {**counts, "encoder": place.encoder, "width": place.dimension, **self._indexes.describe(place.number)}
+        return {**counts, "encoder": place.encoder, "width": place.dimension, **self._indexes.describe(place)}
 
     def damage(self) -> list[str]:
         """What is wrong with the store: SQLite's own check of the file, then every memory's digest. Empty: nothing.
@@ -382,12 +382,13 @@ class ArrowStorage:
         except StorageError as error:
             logger.warning("%s", error)
 
-    def _place(self, namespace: str) -> Namespace | None:
-        """The namespace, if there is one, checked to be of the storage's encoder."""
-        with self._database.look() as sql:
+    def _place(self, namespace: str, width: int) -> Namespace | None:
+        """The namespace as it is now, if there is one, checked to be of the storage's encoder and of that width."""
+        with self._database.read() as sql:
             place = find_namespace(sql, namespace)
         if place is not None:
             check_encoder(place, self._encoder_name())
+            check_width(place, width)
         return place
 
     def _encoder_name(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
+from typing import NoReturn
 from urllib.parse import quote
 
 FILE_NAME = "memory.sqlite"
@@ -76,20 +77,25 @@ class CorruptStorageError(StorageError):
     """The memory's own bytes are damaged: restore them from an export or a backup."""
 
 
+def tell(error: sqlite3.DatabaseError, path: Path) -> NoReturn:
+    """Raise SQLite's error as a `StorageError` with a cause and the path, where one of `FAULTS` is behind it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        raise CorruptStorageError(errno.EIO, f"the memory is damaged ({error})", str(path)) from error
+    if primary not in FAULTS:
+        raise error
+    number, cause = FAULTS[primary]
+    raise StorageError(number, f"{cause} ({error}); nothing was changed", str(path)) from error
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into `StorageError` with a cause and the path."""
+    """Turn SQLite's errors into `StorageError`."""
     try:
         yield
-    except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        primary = None if code is None else code & 0xFF
-        if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise CorruptStorageError(errno.EIO, f"the memory is damaged ({error})", str(path)) from error
-        if primary not in FAULTS:
-            raise
-        number, cause = FAULTS[primary]
-        raise StorageError(number, f"{cause} ({error}); nothing was changed", str(path)) from error
+    except sqlite3.DatabaseError as error:
+        tell(error, path)
 
 
 class Database:
@@ -113,6 +119,7 @@ class Database:
         self.path, self.read_only, self.timeout_s = folder / FILE_NAME, read_only, timeout_s
         self._lock, self._process = RLock(), os.getpid()
         self._unlogged: tuple[int, int] | None = None  # time and size of a file opened without its log
+        self.num_writes = 0  # transactions of this connection that may have changed something
         if read_only and not self.path.is_file():
             raise StorageError(errno.ENOENT, "there is no memory to read", str(self.path))
         if not read_only:
@@ -185,21 +192,29 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
 
-    @contextmanager
-    def look(self) -> Iterator[sqlite3.Connection]:
-        """For one statement, which sees one state of the memory by itself; several need `read`."""
-        with self._lock, storage_errors(self.path):
-            self._check_process()
-            if self._unlogged is not None and (self._stamp() != self._unlogged or self._log_bytes()):
-                self._connection.close()
-                self._connection = self._open_read_only()
-            yield self._connection
+    def look(self, statement: str, values: tuple[object, ...]) -> list[tuple]:
+        """The rows of one statement, which sees one state of the memory by itself; several need `read`."""
+        try:
+            with self._lock:
+                return self._current().execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            tell(error, self.path)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A transaction that sees one state of the memory."""
-        with self.look(), self._transaction("BEGIN") as connection:
-            yield connection
+        with self._lock, storage_errors(self.path):
+            self._current()
+            with self._transaction("BEGIN") as connection:
+                yield connection
+
+    def _current(self) -> sqlite3.Connection:
+        """The connection, opened anew where a file without a log has changed under it."""
+        self._check_process()
+        if self._unlogged is not None and (self._stamp() != self._unlogged or self._log_bytes()):
+            self._connection.close()
+            self._connection = self._open_read_only()
+        return self._connection
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -208,6 +223,7 @@ class Database:
             raise StorageError(errno.EROFS, "the memory was opened with read_only=True", str(self.path))
         with self._lock, storage_errors(self.path):
             self._check_process()
+            self.num_writes += 1
             with self._transaction("BEGIN IMMEDIATE") as connection:
                 yield connection
 

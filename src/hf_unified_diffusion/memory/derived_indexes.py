@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock, RLock
@@ -28,11 +29,11 @@ MAX_HELD_BYTES = 4 << 30
 class HeldIndex:
     """An index in memory, and up to where in the store's history it goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         self.lock = RLock()
         self.index: VectorIndex | None = None
-        self.revision = -1
-        self.last_id = 0
+        self.namespace = replace(namespace, revision=-1, last_id=0)  # as it was when the index was made
+        self.num_writes = 0  # of this process by then
         self.unsaved_rows = 0  # changed since its file
 
 
@@ -48,23 +49,32 @@ class DerivedIndexes:
 
     def __init__(self, database: Database, folder: Path, flat_rows: int):
         self.database, self.folder, self.flat_rows = database, folder / FOLDER, flat_rows
-        self._held: OrderedDict[int, HeldIndex] = OrderedDict()
+        self._held: OrderedDict[str, HeldIndex] = OrderedDict()
         self._lock = Lock()
 
-    def nearest(self, namespace: Namespace, query: np.ndarray, k: int) -> Ids:
+    def last_seen(self, name: str, width: int) -> Namespace | None:
+        """The namespace as it was when its index was made; None where it is another by now for all that is known."""
+        held = self._held.get(name)
+        if held is None or held.num_writes != self.database.num_writes or held.namespace.dimension != width:
+            return None
+        return held.namespace
+
+    def nearest(self, namespace: Namespace, query: np.ndarray, k: int) -> list[int]:
         """Ids of the k nearest rows of the namespace; above `flat_rows` rows of more than k that are likely to be."""
         with self._lock:
-            held = self._held.setdefault(namespace.number, HeldIndex())
-            self._held.move_to_end(namespace.number)
+            held = self._held.get(namespace.name)
+            if held is None or held.namespace.number != namespace.number:
+                held = self._held[namespace.name] = HeldIndex(namespace)
+            self._held.move_to_end(namespace.name)
         with held.lock:
             found = self._up_to_date(held, namespace).search(query, k)
         self._let_go()
         return found
 
-    def drop(self, number: int) -> None:
+    def drop(self, name: str) -> None:
         """Forget what is held of a namespace."""
         with self._lock:
-            self._held.pop(number, None)
+            self._held.pop(name, None)
 
     def remove_outdated(self, sql: sqlite3.Connection) -> None:
         """Remove the files that may hold deleted rows; within a write transaction."""
@@ -82,13 +92,13 @@ class DerivedIndexes:
                     file.unlink()
             fsync_path(self.folder)
 
-    def describe(self, number: int) -> dict[str, str | int]:
+    def describe(self, namespace: Namespace) -> dict[str, str | int]:
         """Kind and rows of the index in memory, bytes of the one on disk; zeros where there is none."""
         with self._lock:
-            held = self._held.get(number)
+            held = self._held.get(namespace.name)
         index = None if held is None else held.index
         with self.database.read() as sql:
-            saved = sql.execute("SELECT num_bytes FROM snapshots WHERE namespace = ?", (number,)).fetchone()
+            saved = sql.execute("SELECT num_bytes FROM snapshots WHERE namespace = ?", (namespace.number,)).fetchone()
         return {
             "index": "none" if index is None else index.kind,
             "index_rows": 0 if index is None else len(index.ids),
@@ -96,22 +106,24 @@ class DerivedIndexes:
         }
 
     def _up_to_date(self, held: HeldIndex, namespace: Namespace) -> VectorIndex:
-        if held.index is not None and (held.revision, held.last_id) == (namespace.revision, namespace.last_id):
+        num_writes = self.database.num_writes
+        if held.index is not None and held.namespace == namespace:
+            held.num_writes = num_writes  # what was written since was elsewhere
             return held.index
         if held.index is None:
-            held.index, held.revision, held.last_id = self._load(namespace), -1, 0
-            held.unsaved_rows = 0
+            held.index, held.unsaved_rows = self._load(namespace), 0
+        known = held.namespace
         with self.database.read() as sql:
             state = sql.execute("SELECT revision FROM namespaces WHERE number = ?", (namespace.number,)).fetchone()
             newest = sql.execute("SELECT max(id) FROM memories WHERE namespace = ?", (namespace.number,)).fetchone()
-            revision, last_id = (-1 if state is None else state[0]), newest[0] or 0
-            if held.index is not None and (held.revision, held.last_id) == (revision, last_id):
+            now = replace(namespace, revision=-1 if state is None else state[0], last_id=newest[0] or 0)
+            if held.index is not None and known == now:
                 return held.index
             saved = sql.execute("SELECT 1 FROM snapshots WHERE namespace = ?", (namespace.number,)).fetchone()
-            above = held.last_id if held.revision == revision else 0
+            above = known.last_id if known.revision == now.revision else 0
             live = live_ids(sql, namespace.number, above, time.time())
         index = self._changed(held, namespace, live, above)
-        held.index, held.revision, held.last_id = index, revision, last_id
+        held.index, held.namespace, held.num_writes = index, now, num_writes
         unsaved = held.unsaved_rows if saved else len(index.ids)
         if unsaved > max(MIN_UNSAVED_ROWS, UNSAVED_SHARE * len(index.ids)) and not self.database.read_only:
             self._save(held, index, namespace)
@@ -167,9 +179,9 @@ class DerivedIndexes:
         try:
             with self.database.write() as sql:
                 found = sql.execute("SELECT revision FROM namespaces WHERE number = ?", (namespace.number,)).fetchone()
-                if found != (held.revision,):
+                if found != (held.namespace.revision,):
                     return  # it may hold what was forgotten meanwhile
-                values = (namespace.number, sha256, held.revision, data.nbytes)
+                values = (namespace.number, sha256, held.namespace.revision, data.nbytes)
                 sql.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", values)
                 self._sweep(sql)
                 _write_file(self.folder / f"{sha256}.faiss", data)
@@ -183,11 +195,11 @@ class DerivedIndexes:
         if len(self._held) == 1:
             return
         with self._lock:
-            sizes = {n: 0 if held.index is None else held.index.num_bytes for n, held in self._held.items()}
+            sizes = {name: 0 if held.index is None else held.index.num_bytes for name, held in self._held.items()}
             total = sum(sizes.values())
             while total > MAX_HELD_BYTES and len(self._held) > 1:
-                number, _ = self._held.popitem(last=False)
-                total -= sizes[number]
+                name, _ = self._held.popitem(last=False)
+                total -= sizes[name]
 
 
 def _write_file(path: Path, data: memoryview) -> None:

@@ -1,16 +1,16 @@
 """Memories out of the store: page by page, or the best of what an index found."""
 
 import errno
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32
 
 from .database import CorruptStorageError, Database
 from .records import Memory, check_name
-from .rows import Namespace, Row, find_namespace, memory_of, read_page, read_rows
-from .vector_index import Ids
+from .rows import FOUND, Namespace, Row, find_namespace, memory_of, read_page
 
 
 def pages(database: Database, namespace: str) -> Iterator[tuple[Namespace, list[tuple[int, Row]]]]:
@@ -35,17 +35,27 @@ def intact_rows(database: Database, namespace: str) -> Iterator[list[tuple[Row, 
         yield [(row, place.encoder) for _, row in page]
 
 
+def find_rows(
+    database: Database, namespace: str, ids: Sequence[int]
+) -> tuple[tuple[int, int, int] | None, list[tuple[int, Row]]]:
+    """Number, revision and newest id of a namespace (None: there is none), and its rows of those ids in their order.
+
+    One statement gives both, so that the rows are of that very state.
+    """
+    found = database.look(FOUND, (json.dumps(ids), namespace))
+    rows = [(row[3], Row._make(row[4:])) for row in found if row[3] is not None]
+    return (found[0][:3] if found else None), rows
+
+
 def best_of(
-    database: Database, place: Namespace, ids: Ids, query: Float32[np.ndarray, "width"], k: int
+    database: Database, place: Namespace, rows: list[tuple[int, Row]], query: Float32[np.ndarray, "width"], k: int
 ) -> tuple[list[Memory], int]:
-    """Of these ids, the k best that the store lets be recalled, by their exact scores; and how many it lets."""
-    with database.look() as sql:
-        rows = read_rows(sql, place.number, ids)
+    """Of these rows, the k best that the store lets be recalled, by their exact scores; and how many it lets."""
     live = [(row_id, row) for row_id, row in rows if row.status == "active" and not _expired(row)]
-    keys = np.frombuffer(b"".join(row.embedding for _, row in live), "<f4").reshape(-1, place.dimension)
-    scores = keys @ query
-    order = np.argsort(-scores, kind="stable")[:k]
-    return [checked_memory(database, live[i][0], live[i][1], place.encoder, float(scores[i])) for i in order], len(live)
+    keys = np.frombuffer(b"".join([row.embedding for _, row in live]), "<f4").reshape(-1, place.dimension)
+    scores = (keys @ query).tolist()
+    order = sorted(range(len(live)), key=scores.__getitem__, reverse=True)[:k]
+    return [checked_memory(database, *live[i], place.encoder, scores[i]) for i in order], len(live)
 
 
 def checked_memory(database: Database, row_id: int, row: Row, encoder: str, score: float | None = None) -> Memory:

@@ -17,6 +17,7 @@ MAX_PAYLOAD_BYTES = 1 << 28  # an hour of float32 audio at 16 kHz
 MAX_METADATA_BYTES = 1 << 16
 MAX_DIMENSION = 1 << 15
 MAX_SAMPLE_RATE_HZ = 1 << 20
+PART_LENGTHS = struct.Struct("<7Q")
 Payload = str | np.ndarray
 
 
@@ -128,16 +129,25 @@ def unpack(modality: str, data: bytes, layout: str) -> tuple[Payload, int | None
     if modality not in PACKERS:
         raise ValueError(f"modality must be one of {sorted(PACKERS)}, got {modality!r}")
     try:
-        described = json.loads(layout)
+        described = json_object(layout)
         return PACKERS[modality][1](data, described), described.get("sample_rate_hz")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"payload and layout must be those of {modality}, got {error}") from None
 
 
-def digest_of(*parts: str | bytes) -> bytes:
+def json_object(text: str) -> dict[str, Any]:
+    """JSON as it stands in a row, where most have nothing to say."""
+    return {} if text == "{}" else json.loads(text)
+
+
+def digest_of(
+    encoder: str, modality: str, layout: str, payload: bytes, embedding: bytes, source: str, metadata: str
+) -> bytes:
     """SHA-256 over what a memory is made of; first all lengths, so that no part runs into the next."""
-    data = [part.encode() if isinstance(part, str) else part for part in parts]
-    return hashlib.sha256(b"".join([struct.pack(f"<{len(data)}Q", *map(len, data)), *data])).digest()
+    data = (
+        encoder.encode(), modality.encode(), layout.encode(), payload, embedding, source.encode(), metadata.encode()
+    )  # fmt: skip
+    return hashlib.sha256(b"".join((PART_LENGTHS.pack(*map(len, data)), *data))).digest()
 
 
 def check_name(what: str, name: str) -> None:
@@ -185,6 +195,20 @@ def unit_vectors(embeddings: Any) -> Float32[np.ndarray, "count width"]:
         raise ValueError("embeddings must be finite and not zero, got a row that is")
     scaled = vectors / largest  # squares of very large and very small numbers leave float64
     return np.ascontiguousarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float32)
+
+
+def unit_vector(embedding: Any) -> Float32[np.ndarray, "width"]:
+    """One embedding as float32 of length 1.
+
+    Raises ValueError for what is no finite, non-zero vector.
+    """
+    vector = np.asarray(embedding, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"query must be a text or one embedding (width,), got shape {vector.shape}")
+    length = math.sqrt(vector @ vector) if len(vector) <= MAX_DIMENSION else 0.0
+    if not 1e-100 < length < 1e100:  # its squares may leave float64, or it is none at all
+        return unit_vectors([vector])[0]
+    return (vector / length).astype(np.float32)
 
 
 def _described(payload: Any) -> str:

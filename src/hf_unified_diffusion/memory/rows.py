@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from .records import STATUSES, Memory, Payload, digest_of, pack, unpack
+from .records import STATUSES, Memory, Payload, digest_of, json_object, pack, unpack
 from .vector_index import Ids, Vectors
 
 
@@ -54,10 +54,12 @@ PAGE_ROWS = 256  # a payload may be large
 COLUMNS = ", ".join(Row._fields)
 
 
-NAMESPACE = (
-    "SELECT number, name, encoder, dimension, revision, "
-    "coalesce((SELECT max(id) FROM memories WHERE namespace = number), 0) FROM namespaces WHERE name = ?"
-)
+NEWEST = "coalesce((SELECT max(id) FROM memories WHERE namespace = number), 0)"
+NAMESPACE = f"SELECT number, name, encoder, dimension, revision, {NEWEST} FROM namespaces WHERE name = ?"
+FOUND = (
+    f"SELECT number, revision, {NEWEST}, m.id, {', '.join(f'm.{name}' for name in Row._fields)} FROM namespaces "
+    "LEFT JOIN json_each(?) AS j LEFT JOIN memories AS m ON m.id = j.value AND m.namespace = number WHERE name = ?"
+)  # LEFT: the namespace is told where none of the ids is there
 
 
 def find_namespace(sql: sqlite3.Connection, name: str) -> Namespace | None:
@@ -200,16 +202,6 @@ def read_vectors(sql: sqlite3.Connection, namespace: Namespace, ids: Ids) -> tup
     return np.fromiter((row[0] for row in rows), np.int64, len(rows)), vectors.astype(np.float32, copy=False)
 
 
-def read_rows(sql: sqlite3.Connection, number: int, ids: Ids | Sequence[int]) -> list[tuple[int, Row]]:
-    """The rows of those ids that are in the namespace, in the order of the ids."""
-    found = sql.execute(
-        f"SELECT m.id, {', '.join(f'm.{name}' for name in Row._fields)} "
-        "FROM json_each(?) AS j CROSS JOIN memories AS m ON m.id = j.value WHERE m.namespace = ?",
-        (_json(ids), number),
-    )
-    return [(row[0], Row(*row[1:])) for row in found]
-
-
 def read_page(sql: sqlite3.Connection, number: int, last_id: int) -> list[tuple[int, Row]]:
     """The next rows of a namespace after an id."""
     return [
@@ -240,7 +232,7 @@ def memory_of(row_id: int, row: Row, encoder: str, score: float | None = None) -
         created_at=row.created_at,
         expires_at=row.expires_at,
         sample_rate_hz=sample_rate_hz,
-        metadata=json.loads(row.metadata),
+        metadata=json_object(row.metadata),
         score=score,
     )
 

@@ -11,6 +11,9 @@ import numpy as np
 from datasets.search import FaissIndex
 from jaxtyping import Float32, Int64
 
+from . import half_scan
+from .half_scan import HalfScan
+
 FLAT_ROWS = 100_000  # more rows than these are searched by IVF-SQ8
 ROWS_PER_CHUNK = 8192
 TRAINING_ROWS_PER_LIST = 64
@@ -62,6 +65,7 @@ class VectorIndex:
         self.dimension: int = faiss_index.d
         self.num_lists: int = faiss_index.nlist if isinstance(faiss_index, import_faiss().IndexIVF) else 0
         self._faiss = FaissIndex(custom_index=faiss_index)
+        self._half: HalfScan | None = None
 
     @staticmethod
     def build(ids: Ids, read_vectors: ReadVectors, dimension: int, flat_rows: int = FLAT_ROWS) -> "VectorIndex":
@@ -86,7 +90,7 @@ class VectorIndex:
     @property
     def num_bytes(self) -> int:
         """About what it holds in memory."""
-        return len(self.ids) * (16 + self.dimension * (1 if self.num_lists else 4))
+        return len(self.ids) * (16 + self.dimension * (1 if self.num_lists else 6))
 
     def fits(self, num_rows: int, flat_rows: int) -> bool:
         """Whether so many rows are well served by this kind of index; it bends before it is built anew."""
@@ -99,22 +103,39 @@ class VectorIndex:
         for part in chunks(ids):
             found, vectors = read_vectors(part)
             self._faiss.faiss_index.add_with_ids(vectors, found)
+            if self._half is not None:
+                self._half.add(vectors)
             self.ids = np.union1d(self.ids, found)
 
     def remove(self, ids: Ids) -> None:
         """Take out rows."""
         if len(ids):
+            if self._half is not None:
+                self._half.remove(np.flatnonzero(np.isin(self._ids_by_place(), ids)))
             self._faiss.faiss_index.remove_ids(ids)
             self.ids = np.setdiff1d(self.ids, ids, assume_unique=True)
 
-    def search(self, query: Float32[np.ndarray, "width"], k: int) -> Ids:
+    def search(self, query: Float32[np.ndarray, "width"], k: int) -> list[int]:
         """Ids of the k nearest rows, best first; fewer where there are fewer.
 
         Lists give CANDIDATES times as many: their scores are rounded, and exact ones will put them in order.
         """
+        if not self.num_lists and len(self.ids) >= half_scan.MIN_ROWS and k <= half_scan.MAX_K:
+            self._half = self._half or HalfScan(import_faiss(), self._flat())
+            places = self._half.nearest(query, k)
+            if places is not None:
+                return self._ids_by_place()[places].tolist()
         wanted = CANDIDATES * k if self.num_lists else k
         _, ids = self._faiss.search(query, max(1, min(wanted, len(self.ids))), **self._probes(k))
-        return ids[ids >= 0]
+        return [row_id for row_id in ids.tolist() if row_id >= 0]
+
+    def _flat(self) -> Any:
+        return import_faiss().downcast_index(self._faiss.faiss_index.index)
+
+    def _ids_by_place(self) -> Ids:
+        """The ids in the order of a flat index's rows, not a copy: valid until it changes."""
+        id_map = self._faiss.faiss_index.id_map
+        return import_faiss().rev_swig_ptr(id_map.data(), id_map.size())
 
     def _probes(self, k: int) -> dict[str, Any]:
         """More lists than usual for a k that the usual number would hardly fill."""

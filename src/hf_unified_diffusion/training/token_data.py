@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from .bulk_tokenizer import BulkTokenizer
 from .layouts import TokenBatch
 
 MAX_END_TOKENS = 16  # a document ends with 1 to 16 eos tokens: a canvas must learn what comes after the end
@@ -100,12 +101,12 @@ def pack_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, modalit
         raise ValueError(f"texts of modality {modality!r} must hold at least one document, got none")
     random = np.random.default_rng(seed)
     random.shuffle(texts)
-    backend = plain_text_tokenizer(tokenizer)
+    bulk = BulkTokenizer(plain_text_tokenizer(tokenizer))
     tokens, lengths = [], []
     for start in tqdm(range(0, len(texts), 1000), desc=f"tokenize {modality}", unit="kdoc"):
-        for encoding in backend.encode_batch(texts[start : start + 1000], add_special_tokens=False):
+        for ids in bulk.encode(texts[start : start + 1000]):
             end = [tokenizer.eos_token_id] * int(random.integers(1, MAX_END_TOKENS + 1))
-            tokens.append(np.asarray(encoding.ids + end, dtype=np.uint32 if len(tokenizer) > 65536 else np.uint16))
+            tokens.append(np.asarray(ids + end, dtype=np.uint32 if len(tokenizer) > 65536 else np.uint16))
             lengths.append(len(tokens[-1]))
     documents = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
     return PackedTokens(np.concatenate(tokens), documents, modality, sum(len(text.encode()) for text in texts))
