@@ -104,8 +104,8 @@ RULES: dict[str, Rule] = {
 def merged_by(rule: Rule, source: object, deltas: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> nn.Module:
     """A fresh network with the adapter merged by a rule."""
     model = UnifiedDiffusionModel.from_pretrained(source, dtype=torch.float32)
-    for name, delta in deltas.items():
-        rule(model.get_submodule(name), delta, moments[name])
+    for name, seen in moments.items():  # closed layers see nothing, and their adapters have learned nothing
+        rule(model.get_submodule(name), deltas[name], seen)
     return model
 
 
