@@ -79,7 +79,7 @@ def size_table(automata: Mapping[str, list[tuple[Schema, TokenAutomaton]]]) -> l
 def validity_table(pipe: UnifiedDiffusionTextPipeline, pairs: list[tuple[Schema, TokenAutomaton]], args) -> list[Row]:
     """Shares that parse and validate, by steps and by way of writing."""
     counts: dict[tuple[int, str], list[tuple[bool, bool]]] = {}
-    for number in tqdm(range(args.num), desc="generations"):
+    for number in tqdm(range(args.first, args.first + args.num), desc="generations"):
         schema, automaton = pairs[number % len(pairs)]
         steps = STEPS[(number + number // len(pairs)) % len(STEPS)]
         length = next(size for size in LENGTHS if size >= 2 * automaton.shortest())
@@ -133,6 +133,7 @@ def overhead_table(pipe: UnifiedDiffusionTextPipeline, args) -> list[Row]:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--num", type=int, default=1000, help="constrained generations")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first one, to share them out")
     parser.add_argument("--baseline_every", type=int, default=10, help="one in so many is also written unconstrained")
     parser.add_argument("--retries", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="of the timed generations")
