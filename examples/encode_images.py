@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
 from hf_unified_diffusion.modeling.diffusers_weights import load_diffusers_model
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
-from hf_unified_diffusion.training.latent_encoding import claim_folder, encode_shard
+from hf_unified_diffusion.training.latent_encoding import PatchEncoder, claim_folder, encode_shard
 
 
 @dataclass
@@ -53,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for view, file in product(range(args.views if split == "train" else 1), files):
             plan.append((file, out / split / f"{file.stem}-{size}-{view}.parquet", size, view))
     left = [job for job in plan if not job[1].exists()]
+    encoder = PatchEncoder(codec)
     print(f"{len(plan) - len(left)} of {len(plan)} shards are there")
     with tqdm(unit=" pictures") as bar:
         written = 0
         for file, target, size, view in left:
             bar.set_description(target.name)
-            written += encode_shard(codec, file, target, size, view, args.batch_size, args.max_pictures, bar.update)
+            written += encode_shard(encoder, file, target, size, view, args.batch_size, args.max_pictures, bar.update)
     print(f"{written} samples in {len(left)} shards")
     return written
 

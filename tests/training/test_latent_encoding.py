@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, List, Value
+from diffusers import AutoencoderDC
 from PIL import Image
 
 import examples.encode_images as encode_images
 from hf_unified_diffusion import save_diffusers_model
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
+from hf_unified_diffusion.modeling.diffusers_weights import load_diffusers_model
+from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.training.image_views import pixels_of
 from hf_unified_diffusion.training.latent_data import open_latents
-from hf_unified_diffusion.training.latent_encoding import claim_folder, encode_shard, view_of
+from hf_unified_diffusion.training.latent_encoding import PatchEncoder, claim_folder, encode_shard, view_of
 from tests.codecs.vaes import tiny_dc
 
 PICTURES = 5
@@ -60,6 +63,19 @@ def test_whole_views_are_the_codecs_latents_in_order_with_their_captions(tmp_pat
     torch.testing.assert_close(values, expected, atol=2e-3, rtol=2e-3)
     assert captions[3] == ["picture 3", "blocks"]
     assert shards.table.table[0]["licence"] == "CC0-1.0"
+
+
+@torch.no_grad()
+def test_a_linear_encoder_is_one_product_and_any_other_is_itself(codec):
+    pixels = torch.stack([pixels_of(png(i)) for i in range(2)])
+    ours = ImageCodec(load_diffusers_model(AutoencoderDC, EMBEDDED_CHECKPOINT / "vae"))
+    linear, other = PatchEncoder(ours), PatchEncoder(codec)
+    assert linear.matrix is not None
+    torch.testing.assert_close(linear.encode(pixels), ours.encode(pixels), atol=0.05, rtol=0.05)
+    assert other.matrix is None
+    assert torch.equal(other.encode(pixels), codec.encode(pixels))
+    with pytest.raises(ValueError, match="multiple of 32"):
+        linear.encode(pixels[..., :40])
 
 
 def test_other_views_are_crops_that_the_seed_decides():
