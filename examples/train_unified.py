@@ -185,7 +185,7 @@ def follow(run: TrainingRun, args: StageArguments, held_out: HeldOut, sizes, dty
     slice_seconds = None if args.slice_minutes is None else 60 * args.slice_minutes
     sliced = False
     while not sliced and run.progress.share(*bounds) < 1:
-        record = run.step(rate, run.progress.share(*bounds))
+        record = run.step(rate, run.progress.share(*bounds), run.progress.following(*bounds))
         sliced = slice_seconds is not None and run.agreed(time.monotonic() - STARTED) > slice_seconds
         step, finished = run.progress.step, run.progress.share(*bounds) >= 1
         record["matmul_share"] = 6 * trained * record["positions_per_s"] / roof

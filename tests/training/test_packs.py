@@ -107,6 +107,7 @@ def test_speech_of_a_pack_is_that_of_the_shards(tmp_path):
     for turn in range(4):
         a, b = ours.batch(turn, seed=2), theirs.batch(turn, seed=2)
         assert [row.phoneme_ids for row in a.rows] == [row.phoneme_ids for row in b.rows]
+        assert [row.places for row in a.rows] == [pytest.approx(row.places, abs=0.011) for row in b.rows]
         assert [row.reference is None for row in a.rows] == [row.reference is None for row in b.rows]
         for x, y in zip(a.sounds, b.sounds, strict=True):
             assert x.shape == y.shape

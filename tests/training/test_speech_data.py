@@ -23,9 +23,9 @@ from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetwor
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.speech_data import SpokenRows, batches_of, decoded, open_speech
 from tests.tiny import tiny_tokenizer
-from tests.training.tiny_speech import TEXTS, VOICES, row, speech_model, write_speech
+from tests.training.tiny_speech import SECONDS, TEXTS, VOICES, row, speech_model, write_speech
 
-NO_DROPOUT = {"text_dropout": 0.0, "reference_dropout": 0.0}
+NO_DROPOUT = {"text_dropout": 0.0, "reference_dropout": 0.0, "wordless": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,9 @@ class Spoken:
     def symbols(self, place):
         return list(pronounce(self.text).symbols)  # a list, as shards and packs give
 
+    def ends_s(self, place):
+        return []  # then they are predicted, as the pipeline does
+
     def sound(self, place):
         return self.tokens
 
@@ -102,6 +105,16 @@ def test_the_network_is_told_the_same_in_training_and_by_the_pipeline():
     assert [part.modality for part in asked] == [part.modality for part in trained] == ["text", "text", "audio"]
     assert all(torch.equal(a.positions, b.positions) for a, b in zip(asked, trained, strict=True))
     assert all(torch.equal(a.values, b.values) for a, b in zip(asked[:2], trained[:2], strict=True))
+
+
+def test_phonemes_stand_at_their_true_times_and_references_may_be_wordless(shards):
+    for told in rows_of(shards).batch(0, seed=0).rows:
+        symbols = len(told.phoneme_ids)
+        assert told.places == pytest.approx([20 * SECONDS * (k + 0.5) for k in range(symbols)], abs=1e-4)
+        assert len(told.reference.places) == len(told.reference.phoneme_ids) > 0
+    for told in rows_of(shards, wordless=1.0).batch(0, seed=0).rows:
+        assert (told.reference.phoneme_ids, told.reference.places) == ((), ())
+        assert len(told.reference.sound) > 0 and len(told.phoneme_ids) > 0
 
 
 @pytest.mark.parametrize(("text", "reference", "told"), [(1.0, 0.0, 0), (0.0, 1.0, 1), (0.0, 0.0, 2)])
@@ -164,7 +177,8 @@ def face_error(model, batch, told):
 def test_face_and_sound_are_learned_together(shards):
     """Both errors fall, and the face is told more by the sound that it goes with than by another's."""
     set_seed(0)
-    model, source = speech_model(258), rows_of(shards, faces=True, tokens=240)
+    model = speech_model(258)
+    source = rows_of(shards, faces=True, tokens=240, text_dropout=1.0)  # phonemes at their times would do without sound
     batch = source.batch(0, seed=0)
     others = replace(batch, sounds=[*batch.sounds[1:], batch.sounds[0]])
     model.requires_grad_(False)
@@ -222,6 +236,6 @@ def test_shards_that_do_not_fit_are_refused(tmp_path, shards):
     Dataset.from_dict({"audio": [b""], "text": ["x"]}).to_parquet(str(tmp_path / "x.parquet"))
     with pytest.raises(ValueError, match="phonemes"):
         open_speech([tmp_path / "x.parquet"], tmp_path / "cache")
-    for wrong in ({"tokens": 0}, {"text_dropout": 2.0}, {"reference_dropout": -0.1}):
+    for wrong in ({"tokens": 0}, {"text_dropout": 2.0}, {"reference_dropout": -0.1}, {"wordless": 1.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             rows_of(shards, **wrong)

@@ -127,6 +127,15 @@ def phoneme_places(symbols: Sequence[str], tokens: int) -> tuple[float, ...]:
     return tuple((begin + end) / 2 * TOKENS_PER_SECOND for begin, end in zip(begins, ends, strict=True))
 
 
+def middles(ends_s: Sequence[float]) -> tuple[float, ...]:
+    """Where symbols are on the clock of their clip, given where each ends: each in the middle of its time, in tokens.
+
+    Usage: `middles([0.1, 0.2])  # (1.0, 3.0)`
+    """
+    begins = [0.0, *ends_s[:-1]]
+    return tuple((begin + end) / 2 * TOKENS_PER_SECOND for begin, end in zip(begins, ends_s, strict=True))
+
+
 def num_trailing(symbols: Sequence[str]) -> int:
     """How many symbols at the end are punctuation or spaces."""
     return next((k for k, symbol in enumerate(reversed(symbols)) if symbol not in PAUSES + " "), len(symbols))

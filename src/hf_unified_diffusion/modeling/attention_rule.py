@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EVERYTHING = 1 << 40  # a reach no context is longer than
+ALIGNED = 8  # numbers of a mask's row, on a GPU
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,18 @@ class AttentionPlan:
     context_is_causal: bool
 
     def additive(self, dtype: torch.dtype) -> "AttentionPlan":
-        """The same plan with masks of 0 and -inf: made once, where attention would make them in every layer."""
+        """The same plan with masks of 0 and -inf: made once, where attention would make them in every layer.
+
+        On a GPU their rows begin at multiples of `ALIGNED` numbers, which torch's kernels copy them for otherwise.
+        """
 
         def bias(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+            if mask is None:
+                return None
+            keys = mask.shape[-1]
+            room = -(-keys // ALIGNED) * ALIGNED if mask.is_cuda else keys
+            empty = mask.new_zeros((*mask.shape[:-1], room), dtype=dtype)[..., :keys]
+            return empty.masked_fill_(~mask, float("-inf"))
 
         return replace(self, context_mask=bias(self.context_mask), canvas_mask=bias(self.canvas_mask))
 

@@ -106,7 +106,8 @@ class SelfAttention(nn.Module):
         key = rotate(self.k_norm(self.heads(self.k_proj(x))), *rotation)
         value = self.heads(self.v_proj(x))
         num_context = plan.num_context
-        all_keys, all_values = cache.extended(self.layer, key, value)
+        # asked first, so that compiled training has one graph for all layers: none of them reads its number
+        all_keys, all_values = cache.extended(self.layer, key, value) if cache.keys else (key, value)
         parts = []
         if num_context:
             stop = cache.length + num_context

@@ -42,7 +42,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 class PatchEncoder:
-    """`ImageCodec.encode` as one product, for an encoder that takes each square of pixels by itself and (nearly) linearly.
+    """`ImageCodec.encode` as one product, for an encoder that takes each square by itself and (nearly) linearly.
 
     Ours is such an encoder (decision 0009), and 30 to 50 times as fast by its matrix. Of any other the codec's own
     encoder is used.

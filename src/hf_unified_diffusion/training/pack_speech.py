@@ -36,6 +36,9 @@ def speech_blocks(
             track = rounded_values(torch.cat([speech.face(place) for place in places]).numpy(), precision)
             block |= {f"face_{name}": array for name, array in track.items()}
         block["lengths"] = speech.lengths[places].astype(np.uint32)
+        ends = [np.asarray(speech.ends_s(place), dtype=np.float64) for place in places]
+        block["ends_ms"] = np.rint(1000 * np.concatenate(ends)).astype(np.uint32)
+        block["ends_count"] = np.array([len(each) for each in ends], dtype=np.uint32)
         block |= strings_to_arrays("phonemes", [list(speech.symbols(place)) for place in places])
         yield block | strings_to_arrays("voices", [[speech.voices[place]] for place in places])
 
@@ -48,6 +51,7 @@ class PackedSpeech:
         blocks: of `speech_blocks`.
         block, ends: int64 (utterances,), the block of each, and the token of that block at which it ends.
         lengths, voices, phonemes: of each.
+        times_s: where the phonemes of each end, seconds; empty where that is not known.
     """
 
     blocks: Sequence[Block]
@@ -56,6 +60,7 @@ class PackedSpeech:
     lengths: Int[np.ndarray, "rows"]
     voices: list[str]
     phonemes: list[list[str]]
+    times_s: list[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.voices)
@@ -63,6 +68,10 @@ class PackedSpeech:
     def symbols(self, place: int) -> Sequence[str]:
         """As `Utterances` says."""
         return self.phonemes[place]
+
+    def ends_s(self, place: int) -> Sequence[float]:
+        """As `Utterances` says."""
+        return self.times_s[place].tolist()
 
     def sound(self, place: int) -> Float[Tensor, "tokens width"]:
         """As `Utterances` says."""
@@ -93,8 +102,12 @@ def speech_of(blocks: Sequence[Block]) -> PackedSpeech:
     phonemes = [symbols for block in blocks for symbols in strings_of_arrays("phonemes", block)]
     held = [len(block["values"]) for block in blocks]
     count = sum(map(len, lengths))
-    if [int(some.sum()) for some in lengths] != held or {len(voices), len(phonemes)} != {count}:
-        raise ValueError(f"lengths, voices and phonemes must be of the {held} tokens of speech, got others")
+    times = [times for block in blocks for times in times_of(block)]
+    if [int(some.sum()) for some in lengths] != held or {len(voices), len(phonemes), len(times)} != {count}:
+        raise ValueError(f"lengths, voices, phonemes and times must be of the {held} tokens of speech, got others")
+    wrong = [place for place, ends in enumerate(times) if len(ends) not in (0, len(phonemes[place]))]
+    if wrong:
+        raise ValueError(f"each phoneme must end once, or none has a time, got others in the utterances {wrong[:8]}")
     return PackedSpeech(
         blocks,
         block=np.repeat(np.arange(len(blocks)), [len(some) for some in lengths]),
@@ -102,7 +115,15 @@ def speech_of(blocks: Sequence[Block]) -> PackedSpeech:
         lengths=np.concatenate(lengths),
         voices=voices,
         phonemes=phonemes,
+        times_s=times,
     )
+
+
+def times_of(block: Block) -> list[np.ndarray]:
+    """Where the phonemes of each utterance of a block end, seconds; of older packs, which have no times, empty."""
+    if "ends_count" not in block:
+        return [np.zeros(0)] * len(block["lengths"])
+    return np.split(block["ends_ms"] / 1000, np.cumsum(block["ends_count"], dtype=np.int64)[:-1])
 
 
 def open_packed_speech(packs: Sequence[Path], split: str) -> PackedSpeech:

@@ -5,8 +5,9 @@ import math
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ..contracts import Segment
@@ -32,8 +33,10 @@ from .objective import ScoreNetworkObjective, layout_for
 from .quantization_aware import RoundedWeights
 from .speech_data import SpeechBatch
 
+MicroBatch = TokenBatch | LatentBatch | SpeechBatch
 Parts = Sequence[tuple[Segment, Target | FlowTarget | None]]
 SAVED = ("model", "state")
+MADE_AHEAD = 4  # micro-batches, by one thread: a tokenizer is not for several
 ROUNDED = "rounded.pt"  # absent where the run was not quantization-aware when it was saved
 
 
@@ -89,6 +92,10 @@ class Progress:
         """How much of the steps or of the minutes is used up, whichever ends first; the learning rate follows it."""
         steps = self.step / max_steps
         return steps if max_minutes is None else max(steps, self.seconds / 60 / max_minutes)
+
+    def following(self, max_steps: int, max_minutes: float | None = None) -> float:
+        """`share` of the step after this one; by the clock, which nobody knows ahead, that of this one."""
+        return (self.step + 1) / max_steps if max_minutes is None else self.share(max_steps, max_minutes)
 
 
 @dataclass(frozen=True)
@@ -198,16 +205,18 @@ class TrainingRun:
         self.rounded = None if quantization is None else RoundedWeights(self.model, quantization, codes=codes)
         self.ema = MovingAverage(self.parameters, settings.ema_decay)
         self.progress = Progress()
+        self.maker = ThreadPoolExecutor(max_workers=1)
+        self.made: deque[tuple[tuple[int, float], Future[tuple[MicroBatch, Parts]]]] = deque()
         if self.rounded is not None:
             accelerator.register_for_checkpointing(self.rounded)
 
-    def batch(self, index: int) -> TokenBatch | LatentBatch | SpeechBatch:
+    def batch(self, index: int) -> MicroBatch:
         """Micro-batch `index`, of one modality."""
         name, turn = turn_of(index, self.shares)
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         return self.data[name].batch(turn, self.settings.seed, process, processes)
 
-    def parts(self, index: int, progress: float) -> tuple[TokenBatch | LatentBatch | SpeechBatch, Parts]:
+    def parts(self, index: int, progress: float) -> tuple[MicroBatch, Parts]:
         """Micro-batch `index` and what the network sees of it, on the device."""
         accelerator, batch = self.accelerator, self.batch(index)
         noise_seed = (self.settings.seed * 1_000_003 + index) * accelerator.num_processes + accelerator.process_index
@@ -216,18 +225,40 @@ class TrainingRun:
         device = accelerator.device
         return batch, [(s.to(device), None if t is None else t.to(device)) for s, t in drawn]
 
-    def micro_step(self, batch: TokenBatch | LatentBatch | SpeechBatch, parts: Parts) -> dict[str, float]:
-        """Forward and backward of one micro-batch."""
+    def asked_ahead(
+        self, first: int, count: int, progress: float, following: float | None
+    ) -> Iterator[tuple[int, float]]:
+        """Number and progress of the micro-batches to be made from now on, less those that are already."""
+        asked = [(index, progress) for index in range(first, first + count)]
+        if following is not None:
+            asked += [(index, following) for index in range(first + count, first + count + MADE_AHEAD)]
+        if [number for (number, _), _ in self.made] != [number for number, _ in asked[: len(self.made)]]:
+            self.made.clear()  # of a step that failed
+        return iter(asked[len(self.made) :])
+
+    def next_parts(self, ahead: Iterator[tuple[int, float]]) -> tuple[MicroBatch, Parts]:
+        """The next micro-batch, made while the device worked on those before it; later ones are made meanwhile."""
+        while len(self.made) < MADE_AHEAD and (asked := next(ahead, None)) is not None:
+            self.made.append((asked, self.maker.submit(self.parts, *asked)))
+        return self.made.popleft()[1].result()
+
+    def micro_step(self, batch: MicroBatch, parts: Parts) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch; the losses stay on the device, which nobody waits for."""
         accelerator = self.accelerator
         with nullcontext() if self.rounded is None else self.rounded.in_place():
             losses = self.objective(parts)
             accelerator.backward(losses["loss"] * self.settings.loss_weights.get(batch.modality, 1.0))
         self.progress.tokens += batch.num_tokens * accelerator.num_processes
         self.progress.positions += sum(s.values.shape[:2].numel() for s, _ in parts) * accelerator.num_processes
-        return {f"{batch.modality}/{name}": value.detach().item() for name, value in losses.items()}
+        return {f"{batch.modality}/{name}": value.detach() for name, value in losses.items()}
 
-    def step(self, rate: LearningRate, progress: float) -> dict[str, float]:
+    def step(self, rate: LearningRate, progress: float, following: float | None = None) -> dict[str, float]:
         """One optimizer step; returns losses (of this process), gradient norm and positions per second.
+
+        Args:
+            rate: of learning.
+            progress: of the run, in [0, 1].
+            following: that of the next step, if it is known: its first micro-batches are then made during this one.
 
         Raises:
             FloatingPointError: the gradient is not finite; weights, average and what is saved stay as they were.
@@ -235,24 +266,20 @@ class TrainingRun:
         began, before = time.monotonic(), self.progress.positions
         for group in self.optimizer.param_groups:
             group["lr"] = rate.at(self.progress.step, progress)
-        record: dict[str, float] = {}
+        found: dict[str, Tensor] = {}
         micro_steps = self.accelerator.gradient_accumulation_steps
         first = self.progress.step * micro_steps
-        with ThreadPoolExecutor(
-            max_workers=1
-        ) as ahead:  # the next micro-batch is made while the device works on this one
-            waiting = ahead.submit(self.parts, first, progress)
-            for index in range(first, first + micro_steps):
-                made = waiting.result()
-                if index + 1 < first + micro_steps:
-                    waiting = ahead.submit(self.parts, index + 1, progress)
-                with self.accelerator.accumulate(self.objective):
-                    record |= self.micro_step(*made)
-                    if self.accelerator.sync_gradients:
-                        record["grad_norm"] = self.clipped_norm()
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
+        ahead = self.asked_ahead(first, micro_steps, progress, following)
+        for _ in range(micro_steps):
+            made = self.next_parts(ahead)
+            with self.accelerator.accumulate(self.objective):
+                found |= self.micro_step(*made)
+                if self.accelerator.sync_gradients:
+                    norm = self.clipped_norm()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
         self.ema.step(self.parameters)
+        record = {name: value.item() for name, value in found.items()} | {"grad_norm": norm}
         seconds = self.agreed(time.monotonic() - began)
         self.progress.step += 1
         self.progress.seconds += seconds
@@ -303,6 +330,7 @@ class TrainingRun:
         Raises:
             ValueError: nothing was saved there.
         """
+        self.made.clear()
         if self.accelerator.is_main_process:
             finish_saving(folder)
         self.accelerator.wait_for_everyone()

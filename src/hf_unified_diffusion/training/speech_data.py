@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..codecs.audio_codec import SAMPLES_PER_TOKEN, AudioCodec
 from ..codecs.avatar_codec import AvatarCodec
-from ..codecs.durations import phoneme_places
+from ..codecs.durations import middles, phoneme_places
 from ..codecs.mel import SAMPLING_RATE_HZ
 from ..codecs.phonemes import PhonemeCodec
 from ..codecs.speech_layout import Reference, SpeechRow
@@ -80,6 +80,10 @@ class Utterances(Protocol):
         """Phonemes of an utterance."""
         ...
 
+    def ends_s(self, place: int) -> Sequence[float]:
+        """Where each of its phonemes ends, in seconds; empty where that is not known."""
+        ...
+
     def sound(self, place: int) -> Float[Tensor, "tokens width"]:
         """Its tokens of sound."""
         ...
@@ -112,6 +116,10 @@ class SpeechShards:
     def symbols(self, place: int) -> Sequence[str]:
         """As `Utterances` says."""
         return self.table[place]["phonemes"]
+
+    def ends_s(self, place: int) -> Sequence[float]:
+        """As `Utterances` says."""
+        return self.table[place]["phoneme_ends_s"]
 
     def sound(self, place: int) -> Float[Tensor, "tokens width"]:
         """As `Utterances` says."""
@@ -183,6 +191,7 @@ class SpokenRows:
         tokens: of sound in a micro-batch, at most, but one utterance at least.
         text_dropout: the share of utterances of which nothing is told, for guidance (arXiv:2207.12598).
         reference_dropout: of the others, the share without a reference; the rest has another utterance of the voice.
+        wordless: of the references, the share of which is not told what they say: theirs whose words nobody knows when.
         max_reference_tokens: longer utterances are no references.
         faces: whether each utterance comes with its face, from the times of its phonemes.
 
@@ -197,6 +206,7 @@ class SpokenRows:
     tokens: int = 1024
     text_dropout: float = 0.1
     reference_dropout: float = 0.3
+    wordless: float = 0.5
     max_reference_tokens: int = 160
     faces: bool = False
     modality: str = "audio"
@@ -207,7 +217,7 @@ class SpokenRows:
         for name in ("tokens", "max_reference_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("text_dropout", "reference_dropout"):
+        for name in ("text_dropout", "reference_dropout", "wordless"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         by_voice: dict[str, list[int]] = {}
@@ -232,13 +242,14 @@ class SpokenRows:
         sounds = [self.shards.sound(place) for place in places]
         rows = []
         for place, sound in zip(places, sounds, strict=True):
-            no_text, no_reference, which = torch.rand(3, generator=generator).tolist()
+            no_text, no_reference, which, no_words = torch.rand(4, generator=generator).tolist()
             if no_text < self.text_dropout:
                 rows.append(SpeechRow((), len(sound)))
                 continue
             reference = None if no_reference < self.reference_dropout else self.reference(place, which)
-            symbols = self.shards.symbols(place)
-            ids, at = self.phonemes.encode(symbols), phoneme_places(symbols, len(sound))
+            if reference is not None and no_words < self.wordless:
+                reference = Reference((), reference.sound, ())
+            ids, at = self.said(place, len(sound))
             rows.append(SpeechRow(ids, len(sound), at, reference))
         faces = [self.shards.face(place) for place in places] if self.faces else None
         return SpeechBatch(rows, sounds, faces, self.tokenizer.bos_token_id)
@@ -250,8 +261,14 @@ class SpokenRows:
         if not others:
             return None
         other = others[int(which * len(others))]
-        symbols, sound = self.shards.symbols(other), self.shards.sound(other)
-        return Reference(self.phonemes.encode(symbols), sound, phoneme_places(symbols, len(sound)))
+        sound = self.shards.sound(other)
+        ids, at = self.said(other, len(sound))
+        return Reference(ids, sound, at)
+
+    def said(self, place: int, num_tokens: int) -> tuple[Sequence[int], Sequence[float]]:
+        """Tokens of an utterance's phonemes, and where they are: at their true times, if these are known."""
+        symbols, ends_s = self.shards.symbols(place), self.shards.ends_s(place)
+        return self.phonemes.encode(symbols), middles(ends_s) if len(ends_s) else phoneme_places(symbols, num_tokens)
 
 
 def face(row: dict, num_tokens: int) -> Float[Tensor, "tokens 52"]:
