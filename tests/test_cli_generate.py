@@ -122,7 +122,7 @@ def test_bench_tells_what_it_timed(run):
         (("infill", "____ ____"), "got 2"),
         (("draw", "a cat", "-o", "cat.png"), "modality 'image' needs an autoencoder"),
         (("speak", "你好", "-o", "hello.wav"), "text to speak must be in Latin letters"),
-        (("speak", "hello", "-o", "hello.wav", "--reference-audio", "no.wav"), "reference_text must say"),
+        (("speak", "hello", "-o", "hello.wav", "--reference-audio", "no.wav"), "no.wav"),
         (("speak", "hello", "-o", "hello.wav", "--speed", "0"), "speed must be a number in [0.25, 4.0], got 0.0"),
         (
             ("speak", "hello", "-o", "hello.wav", "--avatar", "mouth.json", "--speed", "2"),

@@ -154,7 +154,7 @@ class Studio:
         """Sound as (sampling rate, float32 samples), in the voice of a sound file where one is given.
 
         Args:
-            said: what is said in the reference, word by word.
+            said: what is said in the reference, word by word, if its pace is to be kept.
         """
         latest = Latest()
         if reference is not None:

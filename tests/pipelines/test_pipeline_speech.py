@@ -54,8 +54,8 @@ REFERENCE = {"reference_audio": voice(), "reference_text": "One fish."}
 def test_it_is_the_flow_of_the_network_after_reference_and_phonemes(speech_pipe, speech_model, tokenizer, scales):
     """Euler's method written out, with everything computed anew in each step."""
     ids = PhonemeCodec(tokenizer).encode
-    says, knows = pronounce(TEXT).symbols, pronounce("One fish.").symbols
-    said, known = ids(says), ids(knows)
+    says = pronounce(TEXT).symbols
+    said = ids(says)
     sound = AudioCodec().encode(read_sound("it", voice())[None])
     (found,) = speech_pipe(
         TEXT, **REFERENCE, **TOKENS, guidance_scale=scales[0], speaker_guidance_scale=scales[1]
@@ -64,10 +64,7 @@ def test_it_is_the_flow_of_the_network_after_reference_and_phonemes(speech_pipe,
 
     def clean(x_t, t, with_text, with_voice):
         start = 1 + before * with_voice
-        first, places = [0, *known] if with_voice else [0], torch.zeros(1, 3)
-        if with_voice:
-            places = torch.cat([places, phoneme_positions(phoneme_places(knows, before), start=1)])
-        segments = [Segment("text", torch.tensor([first]), positions=places[None])]
+        segments = [Segment("text", torch.tensor([[0]]), positions=torch.zeros(1, 1, 3))]
         if with_voice:
             segments.append(Segment("audio", sound, positions=audio_positions(before, start=1)[None]))
         if with_text:
@@ -130,6 +127,8 @@ def test_speed_is_the_length(speech_pipe):
     assert abs(slow - 2 * plain) <= 2 and abs(plain - 2 * fast) <= 2
     quick = {**REFERENCE, "reference_text": "One fish and two fish and three fish swim by."}
     assert len(speech_pipe(TEXT, **quick, **TOKENS).audios[0]) < len(speech_pipe(TEXT, **REFERENCE, **TOKENS).audios[0])
+    wordless = {"reference_audio": voice()}  # nobody knows how fast it is: the corpus' rate
+    assert len(speech_pipe(TEXT, **wordless, **TOKENS).audios[0]) == plain
 
 
 def test_times_of_words_rise_within_the_sound(speech_pipe):
@@ -230,7 +229,6 @@ def test_kinds_of_output_and_several_per_prompt(speech_pipe):
         ({"speaker_guidance_scale": float("inf")}, "guidance_scale must be"),
         ({"num_inference_steps": 0}, "num_inference_steps must be"),
         ({"output_type": "wav"}, "output_type must be"),
-        ({"reference_audio": voice()}, "reference_text must say"),
         ({"reference_text": "One."}, "must come with a reference_audio"),
         ({**REFERENCE, "reference_audio": torch.zeros(48_000)}, "must not be silent"),
         ({**REFERENCE, "reference_audio": torch.zeros(0)}, "at least one sample"),

@@ -122,7 +122,8 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
                 is spoken in parts, between sentences where it can be; without a reference the first part's voice is
                 kept by the others.
             reference_audio: 1 to 30 s of somebody's speech, one or as many as the prompts, see `sounds.read_sound`.
-            reference_text: what is said in it, word by word; one or as many as the references.
+            reference_text: what is said in it, word by word, which tells how fast; one or as many as the references.
+                None: the rate is that of the corpus.
             reference_sampling_rate_hz: of references that are samples; None: 24,000.
             num_inference_steps: of each part. None: what the checkpoint says, 8 by default.
             guidance_scale: of the text; 1 is none, above it closer to it. None: what the checkpoint says, 2 by default.
@@ -163,7 +164,6 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
             reference_sampling_rate_hz,
             len(texts),
             self.codec,
-            self.phonemes,
             durations,
         )
         parts = [

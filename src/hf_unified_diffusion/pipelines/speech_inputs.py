@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..codecs.audio_codec import AudioCodec
-from ..codecs.durations import Durations, phoneme_places
-from ..codecs.phonemes import PhonemeCodec, Pronunciation, pronounce
+from ..codecs.durations import Durations
+from ..codecs.phonemes import Pronunciation, pronounce
 from ..codecs.sounds import Sound, read_sound
 from ..codecs.speech_layout import Reference
 from ..conditioning.guidance import check_guidance_scale
@@ -99,43 +99,42 @@ def gather_voices(
     sampling_rate_hz: int | None,
     count: int,
     codec: AudioCodec,
-    phonemes: PhonemeCodec,
     durations: Durations,
 ) -> list[Voice | None]:
     """The voice of each of `count` prompts; None where any will do.
 
     Raises:
-        ValueError: a reference without its text or the other way round, counts that do not fit, or a sound that breaks
-            a rule of `codecs.sounds.read_sound` or is under 1 s long.
+        ValueError: a text without its reference, counts that do not fit, or a sound that breaks a rule of
+            `codecs.sounds.read_sound` or is under 1 s long.
     """
     if reference_audio is None:
         if reference_text is not None or sampling_rate_hz is not None:
             raise ValueError("reference_text and its sampling rate must come with a reference_audio, got them alone")
         return [None] * count
-    if reference_text is None:
-        raise ValueError("reference_text must say what is spoken in reference_audio (nothing here listens), got None")
     sounds = list(reference_audio) if isinstance(reference_audio, list | tuple) else [reference_audio]
     if len(sounds) not in (1, count):
         raise ValueError(f"reference_audio must be one or as many as the prompts ({count}), got {len(sounds)}")
-    texts = matched("reference_text", reference_text, len(sounds)) or []
+    texts = matched("reference_text", reference_text, len(sounds)) or [None] * len(sounds)
     voices = [
-        voice_of(read_sound("reference_audio", sound, sampling_rate_hz), text, codec, phonemes, durations)
+        voice_of(read_sound("reference_audio", sound, sampling_rate_hz), text, codec, durations)
         for sound, text in zip(sounds, texts, strict=True)
     ]
     return [*voices] * count if len(voices) == 1 else [*voices]
 
 
 def voice_of(
-    sound: Float[Tensor, "samples"], text: str, codec: AudioCodec, phonemes: PhonemeCodec, durations: Durations
+    sound: Float[Tensor, "samples"], text: str | None, codec: AudioCodec, durations: Durations
 ) -> Voice:
-    """What the network sees of a reference; ValueError for one that is too short."""
+    """What the network sees of a reference, and its rate, 1 where its words are not known; ValueError for a short one.
+
+    The words themselves are not told: nobody here knows when they are said.
+    """
     seconds = len(sound) / codec.sampling_rate_hz
     if seconds < SHORTEST_REFERENCE_S:
         raise ValueError(f"reference_audio must have at least {SHORTEST_REFERENCE_S:g} s of speech, got {seconds:.2f}")
-    symbols = pronounce(text).symbols
     (tokens,) = codec.encode(sound[None])
-    rate = min(max(durations.rate(symbols, seconds), RATES[0]), RATES[1])
-    return Voice(Reference(phonemes.encode(symbols), tokens, phoneme_places(symbols, len(tokens))), rate)
+    rate = 1.0 if text is None else durations.rate(pronounce(text).symbols, seconds)
+    return Voice(Reference((), tokens, ()), min(max(rate, RATES[0]), RATES[1]))
 
 
 def check_room(parts: Sequence[Sequence[Part]], voices: Sequence[Voice | None], most: int) -> None:
