@@ -64,8 +64,9 @@ def latent_blocks(shards: LatentShards, precision: str, values: int = VALUES_OF_
     which = (np.cumsum(sizes) - sizes) // values
     for number in np.unique(which):
         places = np.flatnonzero(which == number)
-        flat = [np.ravel(shards.table.latents(places[i : i + 1])) for i in range(len(places))]
-        numbers = np.concatenate(flat).astype(np.float32).reshape(-1, shards.width)
+        samples = shards.table.latents(places)  # of several lengths, objects
+        flat = np.concatenate([np.ravel(sample) for sample in samples]) if samples.dtype == object else samples
+        numbers = flat.astype(np.float32).reshape(-1, shards.width)
         yield {
             **rounded_values(numbers, precision),
             "shapes": shapes[places],
