@@ -1,11 +1,27 @@
 """The tabs of pictures, sound and faces."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from parts import TIMEOUT_S, buttons, notice, numbers, seed_of, status, told
+from PIL import Image
 from studio import Studio
 from texts import EMPTY
+
+
+def as_file(picture: Any, folder: Path) -> Path | None:
+    """A picture, uint8 (height, width, 3), as a file in a folder; the next one takes its place.
+
+    Gradio writes an array to a file named by its contents, even while the browser reads that very file because the
+    last preview was the same picture: it then breaks off and shows nothing. A file it copies only where it is new.
+    """
+    if picture is None:
+        return None
+    Image.fromarray(np.asarray(picture)).save(folder / "picture.png")
+    return folder / "picture.png"
 
 
 def draw_tab(studio: Studio) -> None:
@@ -35,10 +51,10 @@ def draw_tab(studio: Studio) -> None:
             options["negative_prompt"] = avoided
         if start_from is not None:
             options |= {"image": start_from, "strength": strength}
-        with told():
-            yield from studio.draw(
-                request.session_hash, prompt, int(height), int(width), timeout_s=TIMEOUT_S, **options
-            )
+        asked = (request.session_hash, prompt, int(height), int(width))
+        with told(), TemporaryDirectory() as folder:
+            for shown, progress in studio.draw(*asked, timeout_s=TIMEOUT_S, **options):
+                yield as_file(shown, Path(folder)), progress
 
     given = [prompt, avoided, start_from, height, width, steps, scale, strength, seed]
     start.click(draw, given, [picture, line], show_progress="minimal", show_progress_on=picture)

@@ -137,6 +137,65 @@ def test_forced_tokens_of_no_probability_are_written_all_the_same(scale, dtype):
     assert not np.isnan(AcceptedStrings(automaton, logits, tokens, 0, finals).marginal_logits()).any()
 
 
+def by_logarithms(automaton, logits, tokens, finals):
+    """log weight and marginals (masks, tokens) of all accepted strings, by the definition, in logarithms throughout."""
+    after = automaton.next_state[:, automaton.class_of]
+    allowed = [after >= 0 if token < 0 else (after >= 0) & (np.arange(after.shape[1]) == token) for token in tokens]
+    steps, line = [], 0
+    for token, may in zip(tokens, allowed, strict=True):
+        asked = np.zeros(after.shape[1]) if token >= 0 else logits[line]
+        step = np.where(may, asked, -np.inf)
+        step[-1] = np.where(may[-1], np.logaddexp.reduce(asked) if token < 0 else 0.0, -np.inf)  # padding weighs 1
+        steps.append(step)
+        line += token < 0
+    rests = [np.where(finals, 0.0, -np.inf)]
+    for step in steps[::-1]:
+        rests.insert(0, np.logaddexp.reduce(step + np.where(after >= 0, rests[0][after], -np.inf), axis=1))
+    reached = np.where(np.arange(len(finals)) == 0, 0.0, -np.inf)
+    marginals = []
+    for token, step, rest in zip(tokens, steps, rests[1:], strict=True):
+        ways = reached[:, None] + step
+        if token < 0:
+            used = ways + np.where(after >= 0, rest[after], -np.inf) - rests[0][0]
+            marginals.append(np.exp(np.logaddexp.reduce(used, axis=0)))
+        reached = np.full(len(finals), -np.inf)
+        np.logaddexp.at(reached, after[after >= 0], ways[after >= 0])
+    return rests[0][0], np.array(marginals)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("pattern", "last", "scale", "passes"),
+    [
+        ("(a|b|c){10,400}", -1, 1.0, 1),  # the counts of characters far from the mean are left out
+        ("(a|b|c){10,400}", -1, 30.0, 1),
+        ("c{0,400}|a+", 0, 1.0, 2),  # what is unlikely for long is all that is accepted in the end
+        ("c{0,400}|a+", 0, 30.0, 2),
+        ("c{150}b|a{151}", -1, 1.0, 2),  # the same where what was likely for long ends all but impossibly
+        ("c{150}b|a{151}", -1, 1e3, 2),  # and no exponential holds the other
+    ],
+)
+def test_equals_logarithms_where_weights_are_too_small(pattern, last, scale, passes, dtype, monkeypatch):
+    """States that are left out as negligible are, and come back where they are not."""
+    automaton = token_automaton(byte_automaton(full_match(pattern), 1000), VOCABULARIES["end is padding"])
+    tokens = np.array([-1] * 150 + [last])
+    logits = scale * np.random.default_rng(0).standard_normal((int((tokens < 0).sum()), 7)).astype(dtype)
+    logits[:, 4] += 2 * scale
+    logits[:, 5:] = -10 * scale  # the end and the mask, which are not accepted
+    logits[-1, 1] = -1e6 * scale
+    finals = automaton.reachable(0, may_end=False)
+    needed, forward = [], AcceptedStrings._forward
+    monkeypatch.setattr(AcceptedStrings, "_forward", lambda *args: needed.append(forward(*args)) or needed[-1])
+    strings = AcceptedStrings(automaton, logits, tokens, 0, finals)
+    assert len(needed) == passes
+    assert needed[0] > -np.inf  # some were left out
+    log_weight, expected = by_logarithms(automaton, logits.astype(np.float64), tokens, finals)
+    assert strings.log_weight == pytest.approx(log_weight, rel=1e-6 if dtype is np.float32 else 1e-11)
+    marginals = strings.marginal_logits().astype(np.float64)
+    marginals = np.exp(marginals - np.logaddexp.reduce(marginals, axis=1, keepdims=True))
+    np.testing.assert_allclose(marginals, expected, atol=1e-5 if dtype is np.float32 else 1e-9)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_bad_logits(value):
     automaton = automaton_of("a*", VOCABULARIES["end is padding"])

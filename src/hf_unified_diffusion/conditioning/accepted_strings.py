@@ -4,6 +4,7 @@ Tokens are independent under a denoiser; given that the whole string is accepted
 positions and states (DINGO, arXiv:2505.23061, and its sum-product form) takes time linear in the length.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from .token_automaton import TokenAutomaton
 
 SMALLEST_STATE = 1e-200  # beside the likeliest state: what linear weights may be as small as
 SMALLEST_WEIGHT = 1e-290  # the same for such a state's way on: float64 still holds it in full
+NEGLIGIBLE_STATE = 1e-30  # beside the likeliest state: left out where that is seen not to count
+NEGLIGIBLE_SHARE = 1e-12  # of the weight of all accepted strings: what may be left out
 
 
 @dataclass(frozen=True)
@@ -23,23 +26,32 @@ class StateWeights:
     Attributes:
         values: float64, by state, the largest first made 1; or, where float64 cannot hold that, their logarithms.
         are_logs: which of both.
-        lowest: the smallest value above 0.
-        scale: the logarithm of what was divided by.
+        lowest: no value above 0 is smaller.
+        scale: the logarithm of what was divided by; -inf where all values are 0.
+        lost: the logarithm of the sum of what was left out, before division.
     """
 
     values: NDArray
     are_logs: bool
     lowest: float
     scale: float
+    lost: float = -np.inf
 
     @classmethod
-    def of(cls, values: NDArray, are_logs: bool, scale: float) -> "StateWeights":
-        """Weights by state on a common scale, or their logarithms; ValueError where all are 0."""
+    def of(cls, values: NDArray, are_logs: bool, scale: float, cut: float = 0.0) -> "StateWeights":
+        """Weights by state on a common scale, or their logarithms, less those below `cut` times the largest."""
         none = -np.inf if are_logs else 0.0
         top = values.max(initial=none)
         if top == none:
-            raise ValueError("a canvas must have room for an accepted text around its given tokens, got one without")
+            return cls(values, are_logs, none, -np.inf)
         values, scale = (values - top, scale + top) if are_logs else (values / top, scale + np.log(top))
+        if cut:
+            if are_logs:  # what float64 does not hold is counted for more than it is, not for nothing
+                values = np.exp(np.where(values > none, np.maximum(values, math.log(SMALLEST_WEIGHT)), none))
+            small = values < cut
+            lost = values @ small
+            values[small] = 0.0
+            return cls(values, False, cut, scale, scale + math.log(lost) if lost else -np.inf)
         lowest = values[values > none].min()
         if are_logs and lowest > np.log(SMALLEST_STATE):
             return cls(np.exp(values), False, np.exp(lowest), scale)
@@ -117,18 +129,44 @@ class AcceptedStrings:
         classes = np.where(tokens < 0, -1, automaton.class_of[tokens]).tolist()
         masks = np.flatnonzero(tokens < 0).tolist()
         bounds = [*masks, len(tokens)]
+        given = [classes[mask + 1 : bound] for mask, bound in zip(masks, bounds[1:], strict=True)]
         begun = automaton.advance(start, tokens[: bounds[0]].tolist())
         values = np.zeros(len(automaton.accepting))
         values[begun] = float(begun >= 0)
         states = StateWeights.of(values, False, 0.0)
         self.moves: list[Moves] = []
-        for line, (mask, bound) in enumerate(zip(masks, bounds[1:], strict=True)):
-            states = self._over(states, line, classes[mask + 1 : bound])
-        size = len(states.values)
-        ended = np.where(finals[:size], states.logs(), -np.inf)
+        self.log_weight = -np.inf
+        # Of a thousand counts of characters some hundred are likely. The rest is left out first, but only where it
+        # turns out not to count: all else might be refused further on.
+        for cut in (0.0,) if best else (NEGLIGIBLE_STATE, 0.0):
+            needed = self._forward(states, given, finals, cut)
+            if self.log_weight > needed:
+                return
+        raise ValueError("a canvas must have room for an accepted text around its given tokens, got one without")
+
+    def _forward(self, states: StateWeights, given: list[list[int]], finals: NDArray[np.bool_], cut: float) -> float:
+        """From the start to the end: `moves`, `ends`, `log_weight`, and what the latter must exceed to be believed.
+
+        Args:
+            states: before the first mask.
+            given: classes of the given tokens after each mask.
+            finals: bool (states,), where the canvas may end.
+            cut: states of a smaller weight beside the likeliest one are left out.
+        """
+        self.moves, self.log_weight, needed = [], -np.inf, -np.inf
+        # From any state the rest of the canvas weighs at most as much as all tokens at its masks, accepted or not.
+        rests = [*self.scores.labels[::-1, -1].cumsum()[::-1].tolist(), 0.0]
+        for line, classes in enumerate(given):
+            if states.scale + math.log(len(states.values)) + rests[line] <= needed:
+                return needed
+            states = self._over(states, line, classes, cut)
+            needed = np.logaddexp(needed, states.lost + rests[line + 1] - math.log(NEGLIGIBLE_SHARE))
+        ended = np.where(finals[: len(states.values)], states.logs(), -np.inf)
         peak = StateWeights.of(ended, True, states.scale)
-        self.ends = np.exp(peak.logs())
-        self.log_weight = float(peak.scale + (0.0 if best else np.log(self.ends.sum())))
+        if peak.scale > -np.inf:
+            self.ends = np.exp(peak.logs())
+            self.log_weight = float(peak.scale + (0.0 if self.best else np.log(self.ends.sum())))
+        return needed
 
     def marginal_logits(self) -> NDArray[np.floating]:
         """float (masks, tokens): up to a constant a line, the logarithm of each token's probability at each mask."""
@@ -178,7 +216,7 @@ class AcceptedStrings:
         labels[labels == len(self.automaton.members)] = self.automaton.label[-1]
         return self.scores.tokens(labels, None if numbers is None else numbers[:, 1:])
 
-    def _over(self, states: StateWeights, line: int, given: list[int]) -> StateWeights:
+    def _over(self, states: StateWeights, line: int, given: list[int], cut: float) -> StateWeights:
         """What leads over a mask and the given tokens after it, as their classes; also added to `moves`."""
         automaton, scores = self.automaton, self.scores
         alive = np.flatnonzero(states.values > (-np.inf if states.are_logs else 0.0))
@@ -195,10 +233,10 @@ class AcceptedStrings:
             weight = states.values.take(source)
             weight *= scores.chances[line].take(label)
             total = np.bincount(target, weight, size + 1)
-            found = StateWeights.of(total[:-1], False, states.scale + scores.top[line])
+            found = StateWeights.of(total[:-1], False, states.scale + scores.top[line], cut)
         else:
             weight, total, logs = self._by_logarithms(states, line, source, label, target)
-            found = StateWeights.of(logs[:-1], True, states.scale)
+            found = StateWeights.of(logs[:-1], True, states.scale, cut)
         self.moves.append(Moves(source, label, target, weight, total))
         return found
 
