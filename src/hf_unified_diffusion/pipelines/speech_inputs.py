@@ -122,9 +122,7 @@ def gather_voices(
     return [*voices] * count if len(voices) == 1 else [*voices]
 
 
-def voice_of(
-    sound: Float[Tensor, "samples"], text: str | None, codec: AudioCodec, durations: Durations
-) -> Voice:
+def voice_of(sound: Float[Tensor, "samples"], text: str | None, codec: AudioCodec, durations: Durations) -> Voice:
     """What the network sees of a reference, and its rate, 1 where its words are not known; ValueError for a short one.
 
     The words themselves are not told: nobody here knows when they are said.
