@@ -114,7 +114,8 @@ def gather_voices(
     sounds = list(reference_audio) if isinstance(reference_audio, list | tuple) else [reference_audio]
     if len(sounds) not in (1, count):
         raise ValueError(f"reference_audio must be one or as many as the prompts ({count}), got {len(sounds)}")
-    texts = matched("reference_text", reference_text, len(sounds)) or [None] * len(sounds)
+    said = matched("reference_text", reference_text, len(sounds))
+    texts: Sequence[str | None] = [None] * len(sounds) if said is None else said
     voices = [
         voice_of(read_sound("reference_audio", sound, sampling_rate_hz), text, codec, durations)
         for sound, text in zip(sounds, texts, strict=True)
