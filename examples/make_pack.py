@@ -25,7 +25,10 @@ from hf_unified_diffusion.training.stages import named
 from hf_unified_diffusion.training.token_data import pack_shards
 
 EXAMPLES = Path(__file__).parent
-SCRIPTS = [EXAMPLES / name for name in ("train_unified.py", "unified.toml", "pack_weights.py", "unpack_weights.py")]
+SCRIPTS = [
+    EXAMPLES / name
+    for name in ("train_unified.py", "unified.toml", "accelerator.toml", "pack_weights.py", "unpack_weights.py")
+]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
