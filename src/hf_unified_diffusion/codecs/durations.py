@@ -8,6 +8,7 @@ import numpy as np
 from ..contracts import TimedLabel
 from .phonemes import Pronunciation
 from .spoken_text import PAUSES
+from .symbol_times import symbol_seconds
 
 # class -> symbols; symbols of no class take no time of their own
 CLASSES = {
@@ -101,30 +102,20 @@ class Durations:
 
     def ends(self, symbols: Sequence[str], length_s: float) -> list[float]:
         """Where each symbol ends in a clip of `length_s` seconds, if all its sounds are stretched alike."""
-        values, spoken = self._values(), len(symbols) - num_trailing(symbols)
-        of_symbol = [values[CLASS_OF[s]] if s in CLASS_OF and k < spoken else 0.0 for k, s in enumerate(symbols)]
-        shares = np.maximum(of_symbol, SHORTEST_S)
-        edge = min(values[-1] / 2, length_s / 4)
-        ends = edge + np.cumsum(shares) / shares.sum() * (length_s - 2 * edge)
-        return ends.tolist()
+        spoken = symbols[: len(symbols) - num_trailing(symbols)]
+        shares = np.array([*symbol_seconds(spoken), *[SHORTEST_S] * (len(symbols) - len(spoken))])
+        return (np.cumsum(shares) / shares.sum() * length_s).clip(max=length_s).tolist()
 
     def _values(self) -> np.ndarray:
         return np.array([self.seconds[name] for name in NAMES])
 
 
 def phoneme_places(symbols: Sequence[str], tokens: int) -> tuple[float, ...]:
-    """Where the symbols of a clip of so many tokens of sound are on its clock: each in the middle of its share.
-
-    By `SECONDS`, whatever a checkpoint's own durations are: training and sampling must place alike.
+    """Where the symbols of a clip of so many tokens of sound are likely to be on its clock.
 
     Usage: `phoneme_places(pronounce("Hello").symbols, tokens=10)`
     """
-    if not symbols:
-        return ()
-    length = tokens / TOKENS_PER_SECOND
-    ends = Durations().ends(symbols, length)
-    begins = [min(SECONDS["beginning"] / 2, length / 4), *ends[:-1]]
-    return tuple((begin + end) / 2 * TOKENS_PER_SECOND for begin, end in zip(begins, ends, strict=True))
+    return middles(Durations().ends(symbols, tokens / TOKENS_PER_SECOND)) if symbols else ()
 
 
 def middles(ends_s: Sequence[float]) -> tuple[float, ...]:
