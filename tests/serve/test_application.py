@@ -39,13 +39,13 @@ def test_a_full_queue_answers_429_with_the_time_to_wait_and_the_others_are_serve
         async with openai_client(app) as client:
             with Held(app) as held_queue:
                 asked = [
-                    client.completions.create(model=MODEL, prompt=f"prompt {number}", max_tokens=2)
+                    asyncio.ensure_future(client.completions.create(model=MODEL, prompt=f"{number}", max_tokens=2))
                     for number in range(9)
                 ]
-                answers = asyncio.gather(*asked, return_exceptions=True)
                 await held_queue.until(3)
-                await asyncio.sleep(0)
-            return await answers
+                while sum(task.done() for task in asked) < 6:  # the refused ones are, while the queue is held
+                    await asyncio.sleep(0.001)
+            return await asyncio.gather(*asked, return_exceptions=True)
 
     answers = asyncio.run(ask())
     refused = [answer for answer in answers if isinstance(answer, RateLimitError)]

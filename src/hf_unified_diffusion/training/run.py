@@ -93,8 +93,10 @@ class Progress:
         steps = self.step / max_steps
         return steps if max_minutes is None else max(steps, self.seconds / 60 / max_minutes)
 
-    def following(self, max_steps: int, max_minutes: float | None = None) -> float:
-        """`share` of the step after this one; by the clock, which nobody knows ahead, that of this one."""
+    def following(self, max_steps: int, max_minutes: float | None = None) -> float | None:
+        """`share` of the step after this one, None for the last; by the clock, which none knows ahead, of this one."""
+        if self.step + 1 >= max_steps:
+            return None
         return (self.step + 1) / max_steps if max_minutes is None else self.share(max_steps, max_minutes)
 
 
@@ -231,7 +233,7 @@ class TrainingRun:
         """Number and progress of the micro-batches to be made from now on, less those that are already."""
         asked = [(index, progress) for index in range(first, first + count)]
         if following is not None:
-            asked += [(index, following) for index in range(first + count, first + count + MADE_AHEAD)]
+            asked += [(index, following) for index in range(first + count, first + 2 * count)]
         if [number for (number, _), _ in self.made] != [number for number, _ in asked[: len(self.made)]]:
             self.made.clear()  # of a step that failed
         return iter(asked[len(self.made) :])
