@@ -71,6 +71,21 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("micro_steps", [1, 3])
+def test_what_is_made_ahead_is_what_would_be_made(micro_steps):
+    """With the next step's progress known, its micro-batches are made early, and are the same; none is made in vain."""
+    told, asked = new_run(micro_steps=micro_steps), []
+    parts = told.parts
+    told.parts = lambda index, progress: asked.append((index, progress)) or parts(index, progress)
+    for _ in range(5):
+        told.step(RATE, told.progress.share(5), told.progress.following(5))
+    untold = new_run(micro_steps=micro_steps)
+    for step in range(5):
+        untold.step(RATE, step / 5)
+    assert same(weights(told), weights(untold))
+    assert asked == [(index, index // micro_steps / 5) for index in range(5 * micro_steps)]
+
+
 def resumed(folder) -> list[torch.Tensor]:
     """What new objects, with other random states, end with when they go on from a folder to six steps."""
     run = new_run()
