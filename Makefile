@@ -2,7 +2,7 @@
 # demo   text, an infill and a function written from a docstring, by the embedded checkpoint
 # test   the test suite                  check  format, lint, types, import layers
 # fuzz   broken weight files by the hundred thousand (minutes)
-# data-speech  let a teacher speak sentences of the corpus (an hour or two)
+# data-speech  let a teacher speak sentences of the corpus (hours; stop it when you like)
 # space  a page with a tab for everything the checkpoint does (SPACE_ARGS: a folder, --port)
 # data   fetch and build the corpus      data-images    captioned pictures      data-latents  the same, encoded
 # train  train the score network on it      bench  every number of the README

@@ -5,7 +5,8 @@
 
 Needs the text corpus (`make data`) and the extra "speech-data". Packages are kept in $HF_UNIFIED_DIFFUSION_DATA (else
 ~/.cache/hf_unified_diffusion/data): about 200 MB are downloaded the first time. One thread of a slow core speaks an
-hour in one to three hours. It may be stopped at any time, and goes on where it was; shards can be read meanwhile.
+hour in one to three hours, of two and a half; any part is a sample of the whole. It may be stopped at any time, and
+goes on where it was; shards can be read meanwhile.
 """
 
 import argparse
@@ -28,7 +29,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--speech", type=Path, default=Path("data/speech"), help="folder of the shards")
 parser.add_argument("--texts", type=Path, default=Path("data/shards"), help="folder of the text corpus")
 parser.add_argument("--report", type=Path, default=Path("benchmarks"), help="folder of speech_data_report.{json,md}")
-parser.add_argument("--train_lines", type=int, default=1200)
+parser.add_argument("--train_lines", type=int, default=2400)
 parser.add_argument("--validation_lines", type=int, default=48)
 parser.add_argument("--test_lines", type=int, default=208, help="half of them by held-out voices")
 parser.add_argument("--other_lines", type=int, default=24, help="test rows of each voice that is not the teacher's")
