@@ -6,13 +6,17 @@
 One store of 1,000 passages of held-out documents serves all prompts; of each prompt's own document it holds a few. A
 prompt is the beginning of another passage of that document. Outputs of one seed are compared: with what the store
 recalls, with what it recalls for another prompt (wrong), and without a memory. Nearness is the mean cosine of MiniLM
-between the completion alone and the recalled passages. The control attends to the recalled tokens at strength 0; the
-ceiling is the document's own continuation. Nats of the completion are SmolLM2's.
+between the completion alone and the recalled passages. The control is at strength 0 (where the network has condition
+sources, it attends to the recalled tokens at that strength); the ceiling is the document's own continuation. Nats of
+the completion are SmolLM2's.
 """
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from evaluators import SentenceEncoder
@@ -22,10 +26,11 @@ from measure import Mean, Row, argument_parser, held_out, interleaved_seconds, l
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_unified_diffusion import ArrowStorage, Condition
+from hf_unified_diffusion import ArrowStorage
+from hf_unified_diffusion.contracts import Segment
 from hf_unified_diffusion.memory import Memory
 from hf_unified_diffusion.memory.arrow_storage import Recall
-from hf_unified_diffusion.memory.memory_conditioner import ITEM, MemoryConditioner, check_sources, unit_rms
+from hf_unified_diffusion.memory.memory_conditioner import ITEM, MemoryConditioner, has_sources, unit_rms
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.request_options import steps_for
 from hf_unified_diffusion.training.data_sources import source_model_path
@@ -56,12 +61,12 @@ def passages_of(shards: Path, split: str, pipe: UnifiedDiffusionTextPipeline, ar
 
 
 def written(
-    pipe: UnifiedDiffusionTextPipeline, prompts: list[str], condition: Condition | None, seed: int, new_tokens: int
+    pipe: UnifiedDiffusionTextPipeline, prompts: list[str], memory: dict[str, Any], seed: int, args: Namespace
 ) -> list[str]:
     """Completions as the engine writes them."""
-    options: dict = {"max_new_tokens": new_tokens}
-    options |= steps_for(new_tokens, None, options)
-    return pipe(prompts, condition=condition, seed=seed, **options).completions
+    options: dict = {"max_new_tokens": args.new_tokens, "top_p": args.top_p}
+    options |= steps_for(args.new_tokens, None, options)
+    return pipe(prompts, **memory, seed=seed, **options).completions
 
 
 def nearness(minilm: MiniLM, texts: list[str], recalls: list[Recall]) -> Float[Tensor, "texts"]:
@@ -80,9 +85,12 @@ def share(better: Tensor, than: Tensor) -> Mean:
     return Mean.of((better > than).double().tolist())
 
 
-def at(condition: Condition, strength: float) -> Condition:
-    """A condition of one strength."""
-    return Condition(condition.tokens, condition.mask, torch.full_like(condition.tokens[..., 0], strength))
+def told(conditioner: MemoryConditioner, recalls: list[Recall], strength: float) -> dict[str, Any]:
+    """What the pipeline is told; at strength 0 the condition stays there, and adds nothing."""
+    if strength or not has_sources(conditioner.model):
+        return conditioner.options(recalls, strength)
+    condition = conditioner.of_memories([recall.memories for recall in recalls])
+    return {"condition": replace(condition, strength=torch.zeros_like(condition.tokens[..., 0]))}
 
 
 def steering(pipe, conditioner, minilm, prompts, continuations, args) -> tuple[list[Row], list[Row]]:
@@ -92,19 +100,14 @@ def steering(pipe, conditioner, minilm, prompts, continuations, args) -> tuple[l
     outputs: dict[str, list[str]] = {}
     for begin in tqdm(range(0, len(prompts), args.batch_size), desc="prompts"):
         part = slice(begin, begin + args.batch_size)
-        right_condition, wrong_condition = (
-            conditioner.of_memories([r.memories for r in x[part]]) for x in (recalls, wrong)
-        )
-        ways = {"none": None, "control": at(right_condition, 0.0) if begin < args.num_control else None}
+        ways = {"none": None, "control": told(conditioner, recalls[part], 0.0) if begin < args.num_control else None}
         for strength in args.strengths:
-            ways |= {
-                f"right {strength}": at(right_condition, strength),
-                f"wrong {strength}": at(wrong_condition, strength),
-            }
-        for name, condition in ways.items():
-            if name == "control" and condition is None:
+            for name, of in (("right", recalls), ("wrong", wrong)):
+                ways[f"{name} {strength}"] = told(conditioner, of[part], strength)
+        for name, memory in ways.items():
+            if name == "control" and memory is None:
                 continue
-            texts = written(pipe, prompts[part], condition, args.seed + begin, args.new_tokens)
+            texts = written(pipe, prompts[part], memory or {}, args.seed + begin, args)
             outputs.setdefault(name, []).extend(texts)
     near = {name: nearness(minilm, texts, recalls[: len(texts)]) for name, texts in outputs.items()}
     near["ceiling"] = nearness(minilm, continuations, recalls)
@@ -143,13 +146,17 @@ def costs(conditioner: MemoryConditioner, recall: Recall, repeats: int) -> list[
     model = conditioner.model
     vectors = unit_rms(torch.randn(1, PROJECTED, model.config.hidden_size)).to(model.dtype)
     memories: list[Memory] = list(recall.memories)
+    read = min(len(memories), conditioner.num_read)
     with torch.no_grad():
-        ways = {
-            f"project {PROJECTED} vectors": lambda: model.condition_projections[ITEM](vectors),
-            f"read and project {min(len(memories), conditioner.num_read)} texts": lambda: conditioner.of_memories(
-                [memories]
-            ),
-        }
+        if has_sources(model):
+            ways: dict[str, Callable] = {
+                f"project {PROJECTED} vectors": lambda: model.condition_projections[ITEM](vectors),
+                f"read and project {read} texts": lambda: conditioner.of_memories([memories]),
+            }
+        else:
+            (ids,) = conditioner.codec.encode([conditioner.context(memories)])
+            segment = Segment("text", torch.tensor([ids], device=model.device))
+            ways = {f"read {read} texts, {len(ids)} tokens": lambda: model.features([segment], use_cache=True)}
         return [{"work": name, "ms": 1e3 * s} for name, s in interleaved_seconds(ways, repeats).items()]
 
 
@@ -160,16 +167,16 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=200, help="of prompts")
     parser.add_argument("--num_stored", type=int, default=1000)
     parser.add_argument("--num_recalled", type=int, default=4)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--prompt_tokens", type=int, default=16)
     parser.add_argument("--new_tokens", type=int, default=48)
     parser.add_argument("--memory_tokens", type=int, default=48)
+    parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--num_control", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--no_judge", action="store_true", help="leave out the nats of SmolLM2")
     args, settings = start(parser)
     pipe, minilm = load_pipelines(args)["text"], MiniLM()
-    check_sources(pipe.transformer)
     passages = passages_of(args.shards, args.split, pipe, args)
     own = passages.row_document.unique_consecutive(return_counts=True)[1].cumsum(0)  # one prompt a document
     rows = passages.rows[torch.cat([torch.zeros(1, dtype=torch.int64), own[:-1]])][: args.num]

@@ -48,6 +48,7 @@ class Arguments:
     output_dir: str
     train_data_dir: str = "data/speech/train"
     validation_data_dir: str = "data/speech/validation"
+    model_name_or_path: str | None = None  # a vocoder to go on from; it brings the two sizes below
     hidden_size: int = 320
     num_hidden_layers: int = 7
     clip_frames: int = 64  # 0.8 s
@@ -76,6 +77,15 @@ class Arguments:
             raise ValueError(f"max_train_minutes must be above 0, got {self.max_train_minutes}")
 
 
+def initial_vocoder(args: Arguments) -> UnifiedVocoderModel:
+    """The analytic vocoder, or a trained one with its rounded weights as floats."""
+    if args.model_name_or_path is None:
+        shape = {"hidden_size": args.hidden_size, "num_hidden_layers": args.num_hidden_layers}
+        return UnifiedVocoderModel(UnifiedVocoderConfig(intermediate_size=3 * args.hidden_size, **shape))
+    vocoder = UnifiedVocoderModel.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+    return vocoder.dequantize() if vocoder.config.to_dict().get("quantization_config") else vocoder
+
+
 class VocoderRun:
     """Vocoder, optimizer, average and data of a run.
 
@@ -86,9 +96,7 @@ class VocoderRun:
         self.args, self.out = args, Path(args.output_dir)
         self.accelerator = Accelerator(mixed_precision="no")
         set_seed(args.seed)
-        shape = {"hidden_size": args.hidden_size, "num_hidden_layers": args.num_hidden_layers}
-        config = UnifiedVocoderConfig(intermediate_size=3 * args.hidden_size, **shape)
-        self.vocoder = UnifiedVocoderModel(config)
+        self.vocoder = initial_vocoder(args)
         optimizer = adamw(list(self.vocoder.parameters()), args.weight_decay, args.adam_beta2)
         objective = VocoderObjective(self.vocoder, VocoderLossConfig())
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
@@ -97,7 +105,7 @@ class VocoderRun:
         self.step, self.seconds = 0, 0.0
         if args.resume:
             self.load()
-        samples = args.clip_frames * config.hop
+        samples = args.clip_frames * self.vocoder.config.hop
         self.clips = SpeechClips(Path(args.train_data_dir), samples, args.seed + self.step)
         self.held_out = SpeechClips(Path(args.validation_data_dir), samples, seed=0).batch(args.validation_clips)
 

@@ -1,7 +1,7 @@
 """ArrowEngine: one door to the diffusion pipelines and to an autoregressive model. It routes, and computes nothing."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -190,7 +190,9 @@ class ArrowEngine:
                 speech as the checkpoint says.
             guidance_scale: 1 is none, and so is None, except for images and speech: as the checkpoint says.
             memory_guided: let what `memory` recalls for the prompt steer text and code.
-            memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained.
+            memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained, or, of a network without
+                a trained memory conditioner, as the memories read before the prompt. Other strengths then take twice
+                the passes.
             namespace, num_recalled: whose memories, and how many.
             suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
@@ -217,7 +219,7 @@ class ArrowEngine:
             options |= {name: value for name, value in chosen.items() if value is not None}
             return self._submit_together(prompt, modality, options, adapter, seed, timeout_s, return_result)
         self._check_modality(modality)
-        conditioner = self._conditioner(prompt, modality, memory_strength) if memory_guided else None
+        conditioner = self._conditioner(prompt, modality, memory_strength, options) if memory_guided else None
         if options.get("controlnet") is not None:
             options["controlnet"] = self.controlnets.resolve(options["controlnet"], self.model.device)
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
@@ -241,7 +243,7 @@ class ArrowEngine:
             recalls = []
             if conditioner is not None:
                 recalls = conditioner.recall(namespace, as_texts("prompt", prompt), num_recalled)
-                options["condition"] = conditioner.condition(recalls, memory_strength)
+                options.update(conditioner.options(recalls, memory_strength))
                 step()
             with use_adapter() as applied:
                 output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
@@ -421,13 +423,16 @@ class ArrowEngine:
         """Finish what is queued, then take no more."""
         self.queue.close()
 
-    def _conditioner(self, prompt: object, modality: str, strength: float) -> "MemoryConditioner":
+    def _conditioner(
+        self, prompt: object, modality: str, strength: float, options: Mapping[str, Any]
+    ) -> "MemoryConditioner":
         """What asks the memory; ValueError where there is none, or nothing to ask it."""
         if self.memory is None:
             raise ValueError("memory_guided needs a memory (an ArrowStorage or its folder), got None")
         if modality in MADE:
             raise ValueError(f"memory_guided must be False for {modality}, got True")
         as_texts("prompt", prompt)
+        check_left_out("memory_guided", {name: options.get(name) for name in ("context", "condition")})
         from .memory.memory_conditioner import MemoryConditioner, check_strength  # FAISS and datasets take seconds
 
         check_strength(strength)

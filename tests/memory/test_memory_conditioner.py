@@ -7,8 +7,6 @@ from torch import Generator
 from hf_unified_diffusion import ArrowEngine, ArrowStorage, MaskedDiffusionScheduler
 from hf_unified_diffusion.conditioning.score_network_encoder import ScoreNetworkEncoder
 from hf_unified_diffusion.memory.memory_conditioner import (
-    ITEM,
-    TEXT,
     MemoryConditioner,
     memory_condition,
     read_texts,
@@ -150,6 +148,59 @@ def test_a_folder_is_opened_as_the_memory_with_the_engines_own_embeddings(storag
     engine.memory.close()
 
 
-def test_a_network_without_the_sources_is_refused(storage):
-    with pytest.raises(ValueError, match=f"no trained memory conditioner.*{ITEM}.*{TEXT}"):
-        MemoryConditioner(tiny_model(), tiny_tokenizer(), storage)
+@pytest.fixture(scope="module")
+def reader(storage):
+    """An engine whose network has no condition sources; its weights are large enough for far tokens to matter."""
+    model, scheduler = tiny_model(), MaskedDiffusionScheduler(mask_token_id=257)
+    with torch.no_grad():
+        for p in model.shared_transformer.parameters():
+            p.mul_(8.0 if p.ndim == 2 else 1.0)
+    engine = ArrowEngine(model, scheduler, tiny_tokenizer(), memory=storage, encoder="tiny")
+    yield engine
+    engine.close()
+
+
+GUIDED = {"memory_guided": True, "namespace": "anna"}
+WAYS = [{}, {"suffix": "!"}, {"check_drafts": False}, {"guidance_scale": 2.0}]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_network_without_sources_reads_the_nearest_texts_before_the_prompt(reader, options):
+    plain, none, read, strong = (
+        reader.diffuse("tea", **OPTIONS, **options, **more)
+        for more in (
+            {},
+            {**GUIDED, "memory_strength": 0},
+            GUIDED,
+            {**GUIDED, "memory_strength": 3.0},
+        )
+    )
+    assert none == plain and len({plain, read, strong}) > 1
+    recalls = MemoryConditioner(reader.model, reader.tokenizer, reader.memory).recall("anna", ["tea"])
+    nearest = [memory.payload for memory in recalls[0].memories[:4]]
+    context = "".join(f"{text}\n\n" for text in reversed(nearest))
+    assert read == reader.diffuse("tea", context=context, **OPTIONS, **options)
+    assert strong == reader.diffuse("tea", context=context, context_scale=3.0, **OPTIONS, **options)
+
+
+def test_a_batch_that_reads_answers_as_alone(reader):
+    prompts = ["ab", "Once upon a time"]
+    for strength in (1.0, 2.0):
+        options = {**GUIDED, "memory_strength": strength, "temperature": 0, **OPTIONS}
+        assert reader.diffuse(prompts, **options) == [reader.diffuse(prompt, **options) for prompt in prompts]
+
+
+def test_nothing_recalled_is_nothing_read(reader):
+    assert reader.diffuse("ab", memory_guided=True, namespace="nobody", **OPTIONS) == reader.diffuse("ab", **OPTIONS)
+
+
+def test_long_memories_are_cut_and_few_are_read(storage):
+    conditioner = MemoryConditioner(tiny_model(), tiny_tokenizer(), storage, num_read=2, max_tokens=5)
+    (recall,) = conditioner.recall("anna", ["tea"], k=3)
+    first, second = (memory.payload[:5].strip() for memory in recall.memories[:2])
+    assert conditioner.options([recall])["context"] == [f"{second}\n\n{first}\n\n"]
+
+
+def test_a_context_of_ones_own_beside_a_memory_is_refused(reader):
+    with pytest.raises(ValueError, match="context must be left out for memory_guided, got 'mine'"):
+        reader.diffuse("ab", context="mine", **GUIDED, **OPTIONS)

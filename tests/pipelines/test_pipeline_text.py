@@ -24,6 +24,10 @@ WAYS = {
     "checked": {"check_drafts": True, "num_inference_steps": 3},
     "checked twice": {"check_drafts": True, "num_inference_steps": 6},
     "checked greedy": {"check_drafts": True, "temperature": 0.0},
+    "checked guided": {"check_drafts": True, "guidance_scale": 2.0, "negative_prompt": "self"},
+    "context": {"context": "import os\n\n"},
+    "context, scaled": {"context": "import os\n\n", "context_scale": 2.0},
+    "context, scaled infill": {"context": "import os\n\n", "context_scale": 0.5, "suffix": " = 1"},
 }
 every_way = pytest.mark.parametrize("way", WAYS)
 
@@ -68,7 +72,7 @@ def test_what_comes_out(pipe, ends, way, tokenizer):
         whole = [*given[0], *ids, *given[1]]
         sequence = output.sequences[row].tolist()
         assert sequence[: len(whole)] == whole and set(sequence[len(whole) :]) <= {tokenizer.pad_token_id}
-    if way != "infill":
+    if "suffix" not in options:
         assert any(output.finished) == bool(ends)
 
 
@@ -163,6 +167,48 @@ def test_checked_greedy_drafts_are_the_greedy_autoregressive_text(pipe, model, t
         ids.append(int(logits.argmax()))
     assert written == (ids[len(given) :] if prompt else ids)
     assert 0 <= output.acceptance_rate <= 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "less", [{"guidance_scale": 2.5, "negative_prompt": "self"}, {"context": "self.bar\n", "context_scale": 2.5}]
+)
+def test_checked_guided_drafts_are_the_greedy_guided_text(pipe, model, tokenizer, ends, less):
+    output = pipe("def parse(", check_drafts=True, temperature=0.0, **{**SHORT, **less})
+    codec = TextCodec(tokenizer)
+    prompt, extra = codec.encode(["def parse(", less.get("context", less.get("negative_prompt"))])
+    read, null = ([*extra, *prompt], prompt) if "context" in less else (prompt, extra)
+    ids = []
+    while len(ids) < SHORT["max_new_tokens"]:
+        clean, other = (model(torch.tensor([[*before, *ids]])).logits[0, -1].float() for before in (read, null))
+        token = int(torch.where(clean.isneginf(), clean, other + 2.5 * (clean - other)).argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    assert ids_of(output) == [ids]
+
+
+@pytest.mark.parametrize("way", ["blocks", "infill", "checked", "checked greedy", "guided"])
+def test_a_context_is_read_before_the_prompt_and_is_no_part_of_the_text(pipe, ends, way):
+    options = {**SHORT, **WAYS[way]}
+    output = pipe(["x", "self"], context=["import os\n\n", "def f(a):"], **options)
+    for row, whole in enumerate(["import os\n\nx", "def f(a):self"]):
+        generator = [spawn_generators(3, 2)[row]]
+        alone = pipe(whole, **{**options, "seed": None}, generator=generator)
+        assert ids_of(output)[row] == ids_of(alone)[0]
+    assert output.texts[0].startswith("x") and output.sequences.shape[1] < alone.sequences.shape[1]
+
+
+@every_way
+def test_a_context_of_scale_zero_is_not_read_and_of_scale_one_read_once(pipe, way):
+    options = {**SHORT, **WAYS[way], "context": None, "context_scale": 1.0}
+    plain = pipe("x", **options)
+    none = pipe("x", **{**options, "context": "import os\n\n", "context_scale": 0})
+    once = pipe("x", **{**options, "context": "import os\n\n"})
+    assert none.texts == plain.texts and none.num_forward_passes == plain.num_forward_passes
+    assert once.texts != plain.texts
+    if not options.get("check_drafts"):
+        assert once.num_forward_passes == plain.num_forward_passes
 
 
 @torch.no_grad()

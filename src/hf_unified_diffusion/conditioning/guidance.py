@@ -9,10 +9,10 @@ from torch import Tensor
 from ..contracts import Condition, Denoiser
 
 
-def check_guidance_scale(scale: float) -> None:
+def check_guidance_scale(scale: float, name: str = "guidance_scale") -> None:
     """Raise ValueError unless the scale is a finite number of at least 0."""
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or scale < 0:
-        raise ValueError(f"guidance_scale must be a finite number of at least 0, got {scale!r}")
+        raise ValueError(f"{name} must be a finite number of at least 0, got {scale!r}")
 
 
 def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoiser:

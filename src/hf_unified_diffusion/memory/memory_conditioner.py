@@ -1,7 +1,8 @@
-"""MemoryConditioner: what a store recalls for a prompt, as condition tokens that the network attends to."""
+"""MemoryConditioner: what a store recalls for a prompt, read before it or as condition tokens to attend to."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,23 +65,22 @@ def memory_condition(
 
 
 class MemoryConditioner:
-    """Asks a store for what is nearest to a prompt, and makes it a `Condition`.
+    """Asks a store for what is nearest to a prompt, and lets it steer what is written.
 
-    Of all that is recalled the vectors enter (where the store's encoder is the network itself), of the nearest texts
-    every token too.
+    A network with trained condition sources (`examples/train_memory_conditioner.py`) attends to a `Condition`: of all
+    that is recalled the vectors enter (where the store's encoder is the network itself), of the nearest texts every
+    token too. Any other reads the nearest texts before the prompt.
 
     Args:
-        model: with trained condition sources (`examples/train_memory_conditioner.py`).
+        model: what writes.
         encoder: the name of the network's own embeddings in stores.
         num_read: how many of the recalled texts are read token by token.
         max_tokens: of a text that is read; the rest of a longer one is not.
 
-    Raises ValueError for a network without trained sources.
-
     Usage:
         conditioner = MemoryConditioner(model, tokenizer, storage, encoder="edge@1234")
         recalls = conditioner.recall("anna", ["What does Anna drink?"], k=16)
-        pipe("What does Anna drink?", condition=conditioner.condition(recalls, strength=1.0))
+        pipe("What does Anna drink?", **conditioner.options(recalls, strength=1.0))
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class MemoryConditioner:
         num_read: int = 4,
         max_tokens: int = 64,
     ):
-        check_sources(model)
         self.model, self.codec, self.storage, self.encoder = model, TextCodec(tokenizer), storage, encoder
         self.num_read, self.max_tokens = num_read, max_tokens
 
@@ -100,13 +99,34 @@ class MemoryConditioner:
         """The k nearest active memories of each prompt; raises ValueError as `ArrowStorage.recall` does."""
         return [self.storage.recall(namespace, prompt, k, beta) for prompt in prompts]
 
+    def options(self, recalls: Sequence[Recall], strength: float = 1.0) -> dict[str, Any]:
+        """What a text pipeline is told of what was recalled, one row a recall; nothing where it has no strength.
+
+        Args:
+            strength: 0 is no memory, 1 as it was trained, or as a text that was read; up to 10.
+
+        Raises ValueError for a strength out of range.
+        """
+        if has_sources(self.model):
+            return {"condition": self.condition(recalls, strength)}
+        check_strength(strength)
+        contexts = [self.context(recall.memories) for recall in recalls]
+        if strength == 0 or not any(contexts):
+            return {}
+        return {"context": contexts, "context_scale": strength}
+
+    def context(self, memories: Sequence[Memory]) -> str:
+        """The nearest texts to read before a prompt, the nearest one last; "" where there is none."""
+        texts = [self.codec.decode(self._ids(memory)).strip() for memory in reversed(self._read(memories))]
+        return "".join(f"{text}\n\n" for text in texts if text)
+
     def condition(self, recalls: Sequence[Recall], strength: float = 1.0) -> Condition | None:
         """What was recalled as condition tokens, one row a recall; None where nothing was, or where it has no strength.
 
         Args:
             strength: 0 is no memory, 1 as it was trained, up to 10.
 
-        Raises ValueError for a strength out of range.
+        Raises ValueError for a strength out of range, KeyError for a network without the condition sources.
         """
         check_strength(strength)
         rows = [recall.memories for recall in recalls]
@@ -159,14 +179,9 @@ def padded_rows(
     return padded, torch.arange(padded.shape[1], device=counts.device) < counts[:, None]
 
 
-def check_sources(model: UnifiedDiffusionModel) -> None:
-    """Raise ValueError unless the network has the condition sources of a memory."""
-    wanted = source_widths(model.config.hidden_size)
-    if not wanted.items() <= model.config.condition_sources.items():
-        raise ValueError(
-            "memory_guided must be False: this checkpoint has no trained memory conditioner (condition sources "
-            f"{wanted}), got {dict(model.config.condition_sources)}"
-        )
+def has_sources(model: UnifiedDiffusionModel) -> bool:
+    """Whether the network has the condition sources of a memory."""
+    return source_widths(model.config.hidden_size).items() <= model.config.condition_sources.items()
 
 
 def check_strength(strength: float) -> None:

@@ -157,8 +157,9 @@ class EnergyWriter:
 
     def _causal_nats(self, row: TextRows, ids: tuple[int, ...]) -> float:
         """Mean negative log-likelihood of a completion after its prompt, in nats a token; 0 for no token."""
-        whole = [*row.prompt_ids[0], *ids]
-        first = max(1, len(row.prompt_ids[0]))  # nothing predicts the first token of all
+        (read,) = row.read_ids
+        whole = [*read, *ids]
+        first = max(1, len(read))  # nothing predicts the first token of all
         if len(whole) <= first:
             return 0.0
         context = ContextDenoiser(self.model, self.modality, self.model.config.mask_token_id)

@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.energies_text import TextEnergy
-from ..conditioning.guidance import guided, without_tokens
+from ..conditioning.guidance import without_tokens
 from ..conditioning.rejection import Attempt
 from ..conditioning.schema_constraint import SchemaConstraint
 from ..contracts import Condition, Denoiser
@@ -26,6 +26,7 @@ from .constrained_rows import ConstrainedRows, constrain, vocabulary_of
 from .context_denoiser import ContextDenoiser, evaluating
 from .control_inputs import ControlInput, gather_controls, given_hints
 from .energy_writing import EnergyWriter, Run, Shape, TextEnergies, Write
+from .guided_context import GuidedContext
 from .lora import LoraMixin, row_adapters
 from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionTextPipelineOutput
@@ -38,6 +39,7 @@ from .text_inputs import (
     check_room,
     gather_rows,
     given_constraint,
+    given_context,
     matched_condition,
     row_generators,
     stop_strings,
@@ -103,6 +105,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
         block_length: int | None = 32,
         guidance_scale: float = 1.0,
         negative_prompt: str | list[str] | None = None,
+        context: str | list[str] | None = None,
+        context_scale: float = 1.0,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -153,6 +157,10 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
                 at once.
             guidance_scale: 1 is none; above it, away from `negative_prompt` (or from no prompt), with twice the passes.
             negative_prompt: what to avoid, one or as many as the prompts; needs guidance.
+            context: what is read before the prompt and is no part of the text, a memory say; one or as many as the
+                prompts. It is no continuation: end it with a blank line where the prompt begins a text.
+            context_scale: above 1 what the context changes is made stronger, below 1 weaker (arXiv:2305.14739), with
+                twice the passes; at 0 it is not read.
             temperature, top_k, top_p, ordering, entropy_bound: instead of the scheduler's; see
                 `MaskedDiffusionScheduler`.
             canvas: int64 (1 or B, n) token ids after the prompt; only its mask tokens are filled. Sets
@@ -204,6 +212,7 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
         config = self.transformer.config
         steps = self.scheduler.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         check_canvas(canvas, config.vocab_size, config.mask_token_id)
+        context, context_scale = given_context(context, context_scale, controlnet)
         options = TextOptions(
             num_inference_steps=steps,
             max_new_tokens=max_new_tokens if canvas is None else canvas.shape[1],
@@ -213,6 +222,7 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
             check_drafts=check_drafts,
             output_type=output_type,
             fixed_length=suffix is not None or canvas is not None,
+            context_scale=context_scale,
         )
         if stop is not None:
             end_rules = (*end_rules, stop_at(stop_strings(stop)))
@@ -227,7 +237,7 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
         wishes.check(options, streamer is not None)
         codec = TextCodec(self.tokenizer)
         heal = constraint is None
-        rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal)
+        rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal, context)
         condition = matched_condition(condition, len(rows), num_return_sequences)
         row_names = row_adapters(self.transformer, adapter_names, len(rows), num_return_sequences)
         check_room(rows, options.largest_context, config.max_position_embeddings)
@@ -314,35 +324,41 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
         pad, mask = self._pad_token_id(), self.transformer.config.mask_token_id
         controls, condition, adapter_names = steering
         kind = self.transformer, self.modality, mask
-        contexts = [ContextDenoiser(*kind, condition=condition, adapter_names=adapter_names)]
+        alone = ContextDenoiser(*kind, condition=condition, adapter_names=adapter_names)
         for control in controls:
-            contexts[0] = control.apply(contexts[0])
-        denoiser: Denoiser = contexts[0]
+            alone = control.apply(alone)
+        begun = {alone: rows.read_ids}  # what each context begins with
+        context: ContextDenoiser | GuidedContext = alone
+        if options.context_scale != 1:
+            without = ContextDenoiser(*kind, condition=condition, adapter_names=adapter_names)
+            begun[without] = rows.prompt_ids
+            context = GuidedContext(context, without, options.context_scale)
         if options.guidance_scale != 1:
-            contexts.append(ContextDenoiser(*kind, adapter_names=adapter_names))
-            remember_rows(contexts[1], rows.negative_ids, pad, device)
-            denoiser = guided(contexts[0], contexts[1], options.guidance_scale)
-        if shape is not None:
-            denoiser = shape(denoiser, writer)
+            null = ContextDenoiser(*kind, adapter_names=adapter_names)
+            remember_rows(null, rows.negative_ids, pad, device)
+            context = GuidedContext(context, null, options.guidance_scale)
+        denoiser: Denoiser = context if shape is None else shape(context, writer)
         opening = allowed_openings(rows, writer.codec, self.transformer.config.vocab_size, device)
         acceptance_rate = None
         if options.fixed_length:
             canvas = rows.canvas
             if canvas is None:
                 canvas = torch.full((len(rows), options.max_new_tokens), mask)
-            place_between(contexts[0], rows, canvas.shape[1], pad, device)
+            for one, ids in begun.items():
+                place_between(one, ids, rows.suffix_ids, canvas.shape[1], pad, device)
             denoiser = without_tokens(denoiser, self._end_token_ids())
             canvas = canvas.to(device, torch.int64)
             write_canvas(writer, filler, denoiser, canvas, options.num_inference_steps, opening)
         else:
-            remember_rows(contexts[0], rows.prompt_ids, pad, device)
+            for one, ids in begun.items():
+                remember_rows(one, ids, pad, device)
             plan = list(zip(options.block_sizes, options.block_steps, strict=True))
             if options.check_drafts:
                 size, steps = plan[0][0], plan[-1][1]
-                acceptance_rate = CheckedWriting(writer, filler, contexts[0], size, steps, device).run(opening)
+                acceptance_rate = CheckedWriting(writer, filler, context, size, steps, device).run(opening)
             else:
-                write_blocks(writer, filler, denoiser, contexts, plan, opening, device)
-        return sum(context.num_passes for context in contexts), acceptance_rate
+                write_blocks(writer, filler, denoiser, context, plan, opening, device)
+        return context.num_passes, acceptance_rate
 
     def _output(
         self, rows: TextRows, run: Run, output_type: str, history: list[tuple[Attempt, ...]] | None

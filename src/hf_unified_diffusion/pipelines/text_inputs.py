@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -41,6 +42,7 @@ class TextOptions:
     check_drafts: bool
     output_type: str
     fixed_length: bool  # an infill or a given canvas: one canvas, no end token
+    context_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("num_inference_steps", "max_new_tokens", "num_return_sequences"):
@@ -57,10 +59,6 @@ class TextOptions:
         if self.check_drafts and self.fixed_length:
             raise ValueError(
                 "check_drafts must be False with a suffix or a canvas: the causal path sees no later token"
-            )
-        if self.check_drafts and self.guidance_scale != 1:
-            raise ValueError(
-                f"guidance_scale must be 1 with check_drafts (drafts are checked unguided), got {self.guidance_scale}"
             )
 
     @property
@@ -92,6 +90,7 @@ class TextRows:
     Attributes:
         prompts, suffixes: the strings of each row, "" where none was given.
         prompt_ids, suffix_ids, negative_ids: their tokens; those of a prompt without its `opening`.
+        context_ids: of what is read before the prompt, and is no part of the text.
         openings: what each row's first token must start with: whitespace from the end of the prompt (`TextCodec.heal`).
         canvas: int64 (B, n), what to fill, or None.
     """
@@ -103,9 +102,15 @@ class TextRows:
     negative_ids: list[list[int]]
     openings: list[str]
     canvas: Int[Tensor, "batch length"] | None
+    context_ids: list[list[int]]
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def read_ids(self) -> list[list[int]]:
+        """Each row's context and prompt."""
+        return [[*context, *prompt] for context, prompt in zip(self.context_ids, self.prompt_ids, strict=True)]
 
 
 def as_texts(name: str, value: object) -> list[str]:
@@ -179,6 +184,7 @@ def gather_rows(
     canvas: Tensor | None,
     repeats: int,
     heal: bool = True,
+    context: str | list[str] | None = None,
 ) -> TextRows:
     """Tokenize what was given, each row `repeats` times; ValueError for wrong types and counts.
 
@@ -194,17 +200,21 @@ def gather_rows(
         count = len(canvas)
     count = 1 if count is None else count
     negatives = matched("negative_prompt", negative_prompt, count) or [""] * count
+    contexts = matched("context", context, count) or [""] * count
     prompts, suffixes = prompts or [""] * count, suffixes or [""] * count
     if canvas is not None:
         if len(canvas) not in (1, count):
             raise ValueError(f"canvas must have 1 row or as many as the prompts ({count}), got {len(canvas)}")
         canvas = canvas.expand(count, -1).repeat_interleave(repeats, dim=0)
-    prompts, suffixes, negatives = (
-        [t for t in texts for _ in range(repeats)] for texts in (prompts, suffixes, negatives)
+    prompts, suffixes, negatives, contexts = (
+        [t for t in texts for _ in range(repeats)] for texts in (prompts, suffixes, negatives, contexts)
     )
     healed = [codec.heal(text) if heal and canvas is None else (text, "") for text in prompts]
-    encoded = [codec.encode(texts) for texts in ([text for text, _ in healed], suffixes, negatives)]
-    return TextRows(prompts, suffixes, encoded[0], encoded[1], encoded[2], [opening for _, opening in healed], canvas)
+    prompt_ids, suffix_ids, negative_ids, context_ids = (
+        codec.encode(texts) for texts in ([text for text, _ in healed], suffixes, negatives, contexts)
+    )
+    openings = [opening for _, opening in healed]
+    return TextRows(prompts, suffixes, prompt_ids, suffix_ids, negative_ids, openings, canvas, context_ids)
 
 
 def allowed_openings(
@@ -235,11 +245,24 @@ def check_canvas(canvas: Tensor | None, vocab_size: int, mask_token_id: int) -> 
         )
 
 
+def given_context(context: Any, scale: Any, controlnet: object) -> tuple[Any, float]:
+    """The context of a call and its scale: at scale 0 none. ValueError for a scale that is none, or of nothing."""
+    check_guidance_scale(scale, "context_scale")
+    if scale == 0:
+        return None, 1.0
+    if scale != 1 and (context is None or not any(as_texts("context", context))):
+        raise ValueError(f"context_scale must be 1 or 0 without a context, got {scale!r}: it would do nothing")
+    if scale != 1 and controlnet is not None:
+        raise ValueError(f"context_scale must be 1 or 0 with a controlnet, got {scale!r}")
+    return context, float(scale)
+
+
 def check_room(rows: TextRows, new_tokens: int, most: int) -> None:
-    """Raise ValueError unless prompt, new tokens and suffix fit the context."""
-    given = max(map(len, rows.prompt_ids)) + max(map(len, rows.suffix_ids))
+    """Raise ValueError unless what is read, new tokens and suffix fit the context."""
+    given = max(map(len, rows.read_ids)) + max(map(len, rows.suffix_ids))
     negative = max(map(len, rows.negative_ids))
-    for name, length in (("prompt and suffix", given), ("negative_prompt", negative)):
+    whole = "context, prompt and suffix" if any(rows.context_ids) else "prompt and suffix"
+    for name, length in ((whole, given), ("negative_prompt", negative)):
         if length + new_tokens > most:
             raise ValueError(
                 f"{name} and the new tokens must fit the context of {most}, got {length} + {new_tokens} tokens"

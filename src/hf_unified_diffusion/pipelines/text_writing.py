@@ -13,10 +13,11 @@ from ..contracts import Denoiser
 from .canvas_filling import CanvasFiller
 from .context_denoiser import ContextDenoiser
 from .draft_check import Sampling, Verdict, check_draft
-from .text_inputs import TextRows
+from .guided_context import GuidedContext
 from .text_rows import RowWriter
 
 Allowed = Bool[Tensor, "batch vocab"]
+Context = ContextDenoiser | GuidedContext
 
 
 def remember_rows(denoiser: ContextDenoiser, rows: list[list[int]], pad_token_id: int, device: torch.device) -> None:
@@ -26,11 +27,16 @@ def remember_rows(denoiser: ContextDenoiser, rows: list[list[int]], pad_token_id
 
 
 def place_between(
-    context: ContextDenoiser, rows: TextRows, length: int, pad_token_id: int, device: torch.device
+    context: ContextDenoiser,
+    read_ids: list[list[int]],
+    suffix_ids: list[list[int]],
+    length: int,
+    pad_token_id: int,
+    device: torch.device,
 ) -> None:
-    """Prompt and suffix as one context, with room for a canvas of `length` between them in their positions."""
-    ids = [[*before, *after] for before, after in zip(rows.prompt_ids, rows.suffix_ids, strict=True)]
-    starts = torch.tensor([len(before) for before in rows.prompt_ids], device=device)[:, None]
+    """What comes before and the suffix as one context, with room for a canvas of `length` between their positions."""
+    ids = [[*before, *after] for before, after in zip(read_ids, suffix_ids, strict=True)]
+    starts = torch.tensor([len(before) for before in read_ids], device=device)[:, None]
     context.place(positions=(starts + torch.arange(length, device=device)).float())
     if any(ids):
         tokens, mask = pad_right(ids, pad_token_id, device)
@@ -62,7 +68,7 @@ def write_blocks(
     writer: RowWriter,
     filler: CanvasFiller,
     denoiser: Denoiser,
-    contexts: Sequence[ContextDenoiser],
+    context: Context,
     plan: Sequence[tuple[int, int]],
     opening: Allowed | None,
     device: torch.device,
@@ -85,29 +91,27 @@ def write_blocks(
             return
         if filler.constrained is not None:
             filler.constrained.advance([tokens[:n] for tokens, n in zip(canvas.tolist(), count.tolist(), strict=True)])
-        rows, index = still_open(writer, filler, contexts, rows, device)
+        rows, index = still_open(writer, filler, context, rows, device)
         if not rows:
             return
-        for context in contexts:
-            context.remember(canvas[index])
+        context.remember(canvas[index])
 
 
 def still_open(
     writer: RowWriter,
     filler: CanvasFiller,
-    contexts: Sequence[ContextDenoiser],
+    context: Context,
     rows: list[int],
     device: torch.device,
 ) -> tuple[list[int], Int[Tensor, "some"]]:
-    """The rows that go on, and their places among `rows`; contexts and generators forget the others."""
+    """The rows that go on, and their places among `rows`; context and generators forget the others."""
     places = [place for place, row in enumerate(rows) if writer.remaining[row] > 0]
     index = torch.tensor(places, dtype=torch.int64, device=device)
     if 0 < len(places) < len(rows):
         filler.generators = [filler.generators[place] for place in places]
         if filler.constrained is not None:
             filler.constrained.keep(places)
-        for context in contexts:
-            context.keep_rows(index)
+        context.keep_rows(index)
     return [rows[place] for place in places], index
 
 
@@ -122,7 +126,7 @@ class CheckedWriting:
 
     writer: RowWriter
     filler: CanvasFiller
-    context: ContextDenoiser
+    context: Context
     block_length: int
     num_steps: int
     device: torch.device
@@ -146,7 +150,7 @@ class CheckedWriting:
             if self.filler.constrained is not None:
                 kept = zip(written.tolist(), count.tolist(), self.filler.constrained.room, strict=True)
                 self.filler.constrained.advance([tokens[: min(n, room)] for tokens, n, room in kept])
-            rows, index = still_open(self.writer, self.filler, [self.context], rows, self.device)
+            rows, index = still_open(self.writer, self.filler, self.context, rows, self.device)
             self.context.remember(verdict.next_token[index, None])
         return num_accepted / max(1, num_drafted)
 
@@ -180,7 +184,7 @@ class CheckedWriting:
         return verdict
 
 
-def sure_of(tokens: Int[Tensor, "batch"], context: ContextDenoiser) -> Tensor:
+def sure_of(tokens: Int[Tensor, "batch"], context: Context) -> Tensor:
     """Logits that leave no choice: before the first token there is no causal prediction to check it by."""
     vocab_size = context.model.config.vocab_size
     sure = torch.full((len(tokens), vocab_size), -torch.inf, device=tokens.device)
