@@ -22,7 +22,9 @@ from measure import Row, argument_parser, held_out, interleaved_seconds, report,
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerFast
 
 from hf_unified_diffusion import ArrowEngine
+from hf_unified_diffusion.training.bulk_tokenizer import BulkTokenizer
 from hf_unified_diffusion.training.data_sources import source_model_path
+from hf_unified_diffusion.training.token_data import plain_text_tokenizer
 
 PROMPTS = ("Once upon a time", "The capital of France is", "def fibonacci(n):", "To be, or not", "In 1969,")
 SETTINGS: dict[str, tuple[dict, dict]] = {  # ours, transformers'
@@ -117,7 +119,7 @@ class PlainBPE:
 
 def tokenizing(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[Row]:
     """Characters a second, text by text and in one batch, and the ratios."""
-    plain = PlainBPE(tokenizer)
+    plain, backend = PlainBPE(tokenizer), plain_text_tokenizer(tokenizer)
     ways: dict[str, Callable[[], list[list[int]]]] = {
         "plain Python": lambda: [plain(text) for text in texts],
         "one text a call": lambda: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
@@ -125,6 +127,7 @@ def tokenizing(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[Row
         "all texts, without offsets": lambda: [
             found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ],
+        "all texts, as data are prepared": lambda: BulkTokenizer(backend).encode(texts),  # remembers nothing yet
     }
     expected, characters = ways["plain Python"](), sum(map(len, texts))
     seconds = interleaved_seconds(ways, repeats=5)

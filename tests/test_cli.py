@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoModel
 
 from hf_unified_diffusion import UnifiedControlNetModel, UnifiedDiffusionModel
 from hf_unified_diffusion.cli import evaluate, main, parse_bytes
 from hf_unified_diffusion.cli_demo import STORIES
-from hf_unified_diffusion.quantization import QuantizedWeight
+from hf_unified_diffusion.pipelines.checkpoints import EMBEDDED_CHECKPOINT
+from hf_unified_diffusion.quantization import QuantizedWeight, bits_per_weight
 from tests.tiny import save_tiny_checkpoint
 
 
@@ -48,6 +50,15 @@ def test_info_agrees_with_the_checkpoint(folder, capsys):
     assert printed["in the trunk"] == f"{model.trunk_share():.1%}"
     assert 32 <= float(printed["bits per weight"]) < 40  # float32 and the file's header
     assert printed["vocabulary"] == f"{model.config.vocab_size} tokens"
+
+
+@pytest.mark.parametrize("part", ["vocoder", "controlnets/tools"])
+def test_info_reads_every_network_of_the_package(part, capsys):
+    main(["info", str(EMBEDDED_CHECKPOINT / part)])
+    printed = dict(re.findall(r"^(\S.*?)  +(\S.*)$", capsys.readouterr().out, flags=re.MULTILINE))
+    model = AutoModel.from_pretrained(EMBEDDED_CHECKPOINT / part)
+    assert printed["network"] == type(model).__name__ and "in the trunk" not in printed
+    assert float(printed["bits per weight"]) == pytest.approx(bits_per_weight(model), rel=0.05)  # the file's header
 
 
 @pytest.mark.parametrize("arguments", [["info", "/nowhere"], ["unknown"], []])

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import AutoModel
 
 from .cli_demo import checkpoint_folder, demo
 from .cli_generate import add_generate
@@ -175,15 +176,17 @@ def evaluate(arguments: Sequence[str], script: Path = EVALUATION) -> int:
 
 
 def info(chosen: argparse.Namespace) -> None:
-    """Print a checkpoint's parameters, the trunk's share of them, and bits per weight on disk."""
+    """Print a network's parameters and bits per weight on disk; of a score network also the trunk's share of them."""
     folder = checkpoint_folder(chosen)
     num_bytes = sum(file.stat().st_size for pattern in WEIGHT_FILES for file in Path(folder).glob(pattern))
-    model = UnifiedDiffusionModel.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder)
     num_parameters = num_weights(model)
+    print(f"network            {type(model).__name__}")
     print(f"parameters         {num_parameters / 1e6:.1f} M")
-    print(f"in the trunk       {num_weights(model.shared_transformer) / num_parameters:.1%}")
     print(f"bits per weight    {8 * num_bytes / num_parameters:.2f}")
     print(f"weights on disk    {num_bytes / 1e6:.1f} MB")
-    print(f"layers             {model.config.num_hidden_layers} of width {model.config.hidden_size}")
-    print(f"vocabulary         {model.config.vocab_size} tokens")
-    print(f"modalities         {', '.join(sorted(model.config.modalities))}")
+    if isinstance(model, UnifiedDiffusionModel):
+        print(f"in the trunk       {num_weights(model.shared_transformer) / num_parameters:.1%}")
+        print(f"layers             {model.config.num_hidden_layers} of width {model.config.hidden_size}")
+        print(f"vocabulary         {model.config.vocab_size} tokens")
+        print(f"modalities         {', '.join(sorted(model.config.modalities))}")
