@@ -47,6 +47,12 @@ JOBS: dict[str, Job] = {
     "edge_memory": Job("edge_memory.py", needs=("data/shards/validation",)),
     "engine": Job("engine.py", quick=("--callers", "8"), needs=(SHARDS,)),
     "memory": Job("memory.py", quick=None),
+    "memory_guidance": Job(
+        "memory_guidance.py",
+        full=("--num", "200", "--strengths", "2"),
+        quick=("--num", "24", "--num_control", "8", "--strengths", "2", "--no_judge"),
+        needs=(SHARDS,),
+    ),
     "memory_crashes": Job("memory_crashes.py", quick=None),
     "image_latency": Job("image_latency.py", quick=("--repeats", "1")),
     "image_codec": Job("image_codec.py", quick=("--num", "16", "--sizes", "128", "256"), needs=(PICTURES, CODEC)),
@@ -122,6 +128,7 @@ def guarantees() -> list[Figure]:
     sides = Source("engine", "The autoregressive side", "higher", exact, "6.2")
     tokenizing = Source("engine", "Tokenizing", "higher", relative(0.15), "6.9")
     crashes = Source("memory_crashes", "Writers killed", "lower", exact, "6.5")
+    steered = Source("memory_guidance", "Steering", "higher", interval, "6.3")
     figures = []
     for steps in (1, 4, 16):
         free, bound = ({"steps": steps, "way": way} for way in ("unconstrained", "constrained"))
@@ -135,6 +142,10 @@ def guarantees() -> list[Figure]:
             figures.append(logits.figure(f"Invariance of logits, {modality}: {column}", row, column, 1e-3, 0.0))
         column = "equal alone and in a batch"
         figures.append(equal.figure(f"Invariance, {modality}, tokens {column}", row, column, 1.0, 1.0))
+    truth = {"memory": "the true continuation (ceiling)"}
+    for column, best in (("nearer than without", truth), ("nearer than with a wrong memory", None)):
+        row = {"memory": "strength 2.0"}
+        figures.append(steered.figure(f"Memory at strength 2, texts {column}", row, column, 0.8, best, 0.5))
     column, one = "equal to transformers' generate", {"way": "one text a call"}
     return [
         *figures,
