@@ -40,7 +40,7 @@ from hf_unified_diffusion.training.machine import fast_dtype, matmul_rate
 
 TEXT = "The morning train was late again, so we walked along the river and talked about the summer of 1984."
 MB = 10**6
-OURS, KOKORO, PIPER = "ours", "Kokoro-82M, float32, OpenVINO", "Piper, joe, medium, onnxruntime"
+OURS, KOKORO, PIPER = "ours", "Kokoro-82M, float32, onnxruntime", "Piper, joe, medium, onnxruntime"
 # what one symbol of ours is in the alphabet of espeak, which Piper was trained with
 ESPEAK = {"A": "eɪ", "I": "aɪ", "O": "oʊ", "W": "aʊ", "Y": "ɔɪ", "ʤ": "dʒ", "ʧ": "tʃ", "ᵊ": "ə"}
 Timed = Callable[[], tuple[float, dict[str, float]]]
@@ -80,10 +80,9 @@ def our_speaker(args: argparse.Namespace) -> tuple[Timed, str]:
 
 def kokoro(args: argparse.Namespace) -> tuple[Timed, str]:
     """The teacher, af_heart."""
-    from hf_unified_diffusion.training import speech_teacher  # onnx and OpenVINO
+    from hf_unified_diffusion.training import speech_teacher  # onnx
 
-    speech_teacher.CONFIG["INFERENCE_NUM_THREADS"] = args.threads
-    teacher = speech_teacher.KokoroTeacher(cache_dir())
+    teacher = speech_teacher.KokoroTeacher(cache_dir(), args.threads)
 
     def speak() -> tuple[float, dict[str, float]]:
         said = teacher.say(pronounce(TEXT).symbols, teacher.voices["af_heart"])

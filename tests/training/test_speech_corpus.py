@@ -131,7 +131,7 @@ def test_float_graph_is_the_quantized_one_without_rounding():
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from hf_unified_diffusion.training.speech_teacher import float_graph, one_thread
+    from hf_unified_diffusion.training.speech_teacher import float_graph, frugal_session
 
     rng = np.random.default_rng(0)
     weight, zero = rng.integers(0, 255, (8, 5)).astype(np.uint8), np.array(120, np.uint8)
@@ -152,9 +152,9 @@ def test_float_graph_is_the_quantized_one_without_rounding():
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     x = rng.normal(size=(4, 8)).astype(np.float32)
-    (rounded,) = one_thread(model.SerializeToString()).run(["y"], {"x": x})
+    (rounded,) = frugal_session(model.SerializeToString()).run(["y"], {"x": x})
     float_graph(model.graph)
     onnx.checker.check_model(model)
-    (exact,) = one_thread(model.SerializeToString()).run(["y"], {"x": x})
+    (exact,) = frugal_session(model.SerializeToString()).run(["y"], {"x": x})
     np.testing.assert_allclose(exact, x @ ((weight.astype(np.float32) - 120) * 0.01), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(rounded, exact, atol=0.1)

