@@ -108,6 +108,10 @@ def test_the_vocoder(tmp_path):
     run("train_vocoder", output_dir=tmp_path / "run", **folders, **sizes, **steps)
     first, last = first_and_last(tmp_path / "run", "validation/loss")
     assert last < first
+    run("train_vocoder", output_dir=tmp_path / "run", export_dir=tmp_path / "rounded", **folders)
+    on = {**sizes, **steps, "max_train_steps": 1, "model_name_or_path": tmp_path / "rounded"}
+    run("train_vocoder", output_dir=tmp_path / "on", **folders, **{**on, "hidden_size": 64})  # the model's own sizes
+    assert first_and_last(tmp_path / "on", "validation/loss")[0] < first
 
 
 def test_the_image_codec(tmp_path):
