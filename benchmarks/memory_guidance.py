@@ -6,12 +6,11 @@
 One store of 1,000 passages of held-out documents serves all prompts; of each prompt's own document it holds a few. A
 prompt is the beginning of another passage of that document. Outputs of one seed are compared: with what the store
 recalls, with what it recalls for another prompt (wrong), and without a memory. Nearness is the mean cosine of MiniLM
-between the completion alone and the recalled passages. The control is at strength 0 (where the network has condition
-sources, it attends to the recalled tokens at that strength); the ceiling is the document's own continuation. Nats of
-the completion are SmolLM2's.
+between the completion alone and the recalled passages. The control is at strength 0 (a network with condition sources
+attends to the recalled tokens at that strength, any other is told nothing); the ceiling is the document's own
+continuation. Nats of the completion are SmolLM2's.
 """
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,11 +60,11 @@ def passages_of(shards: Path, split: str, pipe: UnifiedDiffusionTextPipeline, ar
 
 
 def written(
-    pipe: UnifiedDiffusionTextPipeline, prompts: list[str], memory: dict[str, Any], seed: int, args: Namespace
+    pipe: UnifiedDiffusionTextPipeline, prompts: list[str], memory: dict[str, Any], seed: int, new_tokens: int
 ) -> list[str]:
     """Completions as the engine writes them."""
-    options: dict = {"max_new_tokens": args.new_tokens, "top_p": args.top_p}
-    options |= steps_for(args.new_tokens, None, options)
+    options: dict = {"max_new_tokens": new_tokens}
+    options |= steps_for(new_tokens, None, options)
     return pipe(prompts, **memory, seed=seed, **options).completions
 
 
@@ -107,7 +106,7 @@ def steering(pipe, conditioner, minilm, prompts, continuations, args) -> tuple[l
         for name, memory in ways.items():
             if name == "control" and memory is None:
                 continue
-            texts = written(pipe, prompts[part], memory or {}, args.seed + begin, args)
+            texts = written(pipe, prompts[part], memory or {}, args.seed + begin, args.new_tokens)
             outputs.setdefault(name, []).extend(texts)
     near = {name: nearness(minilm, texts, recalls[: len(texts)]) for name, texts in outputs.items()}
     near["ceiling"] = nearness(minilm, continuations, recalls)
@@ -171,7 +170,6 @@ def main() -> None:
     parser.add_argument("--prompt_tokens", type=int, default=16)
     parser.add_argument("--new_tokens", type=int, default=48)
     parser.add_argument("--memory_tokens", type=int, default=48)
-    parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--num_control", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--no_judge", action="store_true", help="leave out the nats of SmolLM2")

@@ -83,7 +83,7 @@ def initial_vocoder(args: Arguments) -> UnifiedVocoderModel:
         shape = {"hidden_size": args.hidden_size, "num_hidden_layers": args.num_hidden_layers}
         return UnifiedVocoderModel(UnifiedVocoderConfig(intermediate_size=3 * args.hidden_size, **shape))
     vocoder = UnifiedVocoderModel.from_pretrained(args.model_name_or_path, dtype=torch.float32)
-    return vocoder.dequantize() if vocoder.config.to_dict().get("quantization_config") else vocoder
+    return vocoder.dequantize() if getattr(vocoder, "is_quantized", False) else vocoder
 
 
 class VocoderRun:

@@ -7,6 +7,8 @@ from torch import Generator
 from hf_unified_diffusion import ArrowEngine, ArrowStorage, MaskedDiffusionScheduler
 from hf_unified_diffusion.conditioning.score_network_encoder import ScoreNetworkEncoder
 from hf_unified_diffusion.memory.memory_conditioner import (
+    ITEM,
+    TEXT,
     MemoryConditioner,
     memory_condition,
     read_texts,
@@ -146,6 +148,12 @@ def test_a_folder_is_opened_as_the_memory_with_the_engines_own_embeddings(storag
     assert len(result.extra["recalled"]) == 2
     engine.close()
     engine.memory.close()
+
+
+def test_a_network_without_the_sources_is_refused(storage):
+    conditioner = MemoryConditioner(tiny_model(), tiny_tokenizer(), storage)
+    with pytest.raises(ValueError, match=f"no trained memory conditioner.*{ITEM}.*{TEXT}"):
+        conditioner.condition(conditioner.recall("anna", ["tea"]))
 
 
 @pytest.fixture(scope="module")

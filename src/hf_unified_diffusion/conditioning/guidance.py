@@ -1,18 +1,11 @@
 """Classifier-free guidance: from two denoisers to one."""
 
-import math
-
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ..contracts import Condition, Denoiser
-
-
-def check_guidance_scale(scale: float, name: str = "guidance_scale") -> None:
-    """Raise ValueError unless the scale is a finite number of at least 0."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or scale < 0:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {scale!r}")
+from .energy import check_scale
 
 
 def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoiser:
@@ -31,7 +24,7 @@ def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoise
 
     Usage: `denoiser = guided(model, null_model, scale=2.0)`
     """
-    check_guidance_scale(scale)
+    check_scale("guidance_scale", scale)
     if scale == 1:
         return denoiser
 
@@ -72,7 +65,7 @@ def guided_by_parts(
     Usage: `denoiser = guided_by_parts(cloned, spoken, null, part_scale=2.0, rest_scale=1.5)`
     """
     for scale in (part_scale, rest_scale):
-        check_guidance_scale(scale)
+        check_scale("guidance_scale", scale)
     if part_scale == rest_scale:
         return guided(denoiser, null_denoiser, rest_scale)
     if part_scale == 1:

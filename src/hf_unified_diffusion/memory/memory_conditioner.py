@@ -126,7 +126,7 @@ class MemoryConditioner:
         Args:
             strength: 0 is no memory, 1 as it was trained, up to 10.
 
-        Raises ValueError for a strength out of range, KeyError for a network without the condition sources.
+        Raises ValueError for a strength out of range, and for a network without trained condition sources.
         """
         check_strength(strength)
         rows = [recall.memories for recall in recalls]
@@ -136,7 +136,11 @@ class MemoryConditioner:
         return Condition(condition.tokens, condition.mask, torch.full_like(condition.tokens[..., 0], strength))
 
     def of_memories(self, rows: Sequence[Sequence[Memory]]) -> Condition:
-        """Memories as condition tokens, nearest first; a row without any gets none."""
+        """Memories as condition tokens, nearest first; a row without any gets none.
+
+        Raises ValueError for a network without trained condition sources.
+        """
+        check_sources(self.model)
         width, device = self.model.config.hidden_size, self.model.device
         ids = [[self._ids(memory) for memory in self._read(row)] for row in rows]
         flat = [text for row in ids for text in row]
@@ -182,6 +186,15 @@ def padded_rows(
 def has_sources(model: UnifiedDiffusionModel) -> bool:
     """Whether the network has the condition sources of a memory."""
     return source_widths(model.config.hidden_size).items() <= model.config.condition_sources.items()
+
+
+def check_sources(model: UnifiedDiffusionModel) -> None:
+    """Raise ValueError unless the network has the condition sources of a memory."""
+    if not has_sources(model):
+        raise ValueError(
+            "the network must attend to memories, got one that has no trained memory conditioner (condition sources "
+            f"{source_widths(model.config.hidden_size)}), but {dict(model.config.condition_sources)}"
+        )
 
 
 def check_strength(strength: float) -> None:

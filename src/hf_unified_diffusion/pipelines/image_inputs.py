@@ -12,7 +12,7 @@ from torch import Tensor
 from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Pictures, read_masks, read_pictures
 from ..codecs.text_codec import TextCodec
-from ..conditioning.guidance import check_guidance_scale
+from ..conditioning.energy import check_scale
 from ..contracts import Segment
 from .text_inputs import as_texts, check_choice, check_positive, matched, per_row
 
@@ -32,7 +32,7 @@ class ImageOptions:
     def __post_init__(self) -> None:
         check_positive("num_inference_steps", self.num_inference_steps)
         check_positive("num_images_per_prompt", self.num_images_per_prompt)
-        check_guidance_scale(self.guidance_scale)
+        check_scale("guidance_scale", self.guidance_scale)
         check_strength(self.strength)
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
 

@@ -16,7 +16,7 @@ from ..codecs.avatar_track import AvatarTrack
 from ..codecs.durations import Durations
 from ..codecs.loudness import levelled
 from ..codecs.phonemes import Pronunciation, pronounce
-from ..conditioning.guidance import check_guidance_scale
+from ..conditioning.energy import check_scale
 from .text_inputs import as_texts, check_choice, check_positive
 
 JOINT_MODALITIES = ("text", "audio", "avatar", "image")
@@ -44,7 +44,7 @@ class JointOptions:
         check_positive("num_inference_steps", self.num_inference_steps)
         check_positive("num_text_tokens", self.num_text_tokens)
         for scale in self.guidance_scale.values():
-            check_guidance_scale(scale)
+            check_scale("guidance_scale", scale)
         for name, span in self.spans.items():
             check_choice("a modality of spans", name, JOINT_MODALITIES)
             if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:

@@ -13,7 +13,7 @@ from ..codecs.durations import Durations
 from ..codecs.phonemes import Pronunciation, pronounce
 from ..codecs.sounds import Sound, read_sound
 from ..codecs.speech_layout import Reference
-from ..conditioning.guidance import check_guidance_scale
+from ..conditioning.energy import check_scale
 from .text_inputs import check_choice, check_positive, matched
 
 OUTPUT_TYPES = ("np", "pt", "latent")
@@ -41,7 +41,7 @@ class SpeechOptions:
         for name in ("num_inference_steps", "num_audios_per_prompt", "num_candidates"):
             check_positive(name, getattr(self, name))
         for scale in (self.guidance_scale, self.speaker_guidance_scale):
-            check_guidance_scale(scale)
+            check_scale("guidance_scale", scale)
         is_number = isinstance(self.speed, int | float) and not isinstance(self.speed, bool)
         if not (is_number and SPEEDS[0] <= self.speed <= SPEEDS[1]):  # also false for NaN
             raise ValueError(f"speed must be a number in [{SPEEDS[0]}, {SPEEDS[1]}], got {self.speed!r}")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Generator, Tensor
 
 from ..codecs.text_codec import TextCodec
-from ..conditioning.guidance import check_guidance_scale
+from ..conditioning.energy import check_scale
 from ..conditioning.schema_constraint import SchemaConstraint
 from ..contracts import Condition
 from ..processes.randomness import spawn_generators
@@ -42,14 +42,14 @@ class TextOptions:
     check_drafts: bool
     output_type: str
     fixed_length: bool  # an infill or a given canvas: one canvas, no end token
-    context_scale: float = 1.0
+    context_scale: float
 
     def __post_init__(self) -> None:
         for name in ("num_inference_steps", "max_new_tokens", "num_return_sequences"):
             check_positive(name, getattr(self, name))
         if self.block_length is not None:
             check_positive("block_length", self.block_length)
-        check_guidance_scale(self.guidance_scale)
+        check_scale("guidance_scale", self.guidance_scale)
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
         if self.num_inference_steps < len(self.block_sizes):
             raise ValueError(
@@ -247,7 +247,7 @@ def check_canvas(canvas: Tensor | None, vocab_size: int, mask_token_id: int) -> 
 
 def given_context(context: Any, scale: Any, controlnet: object) -> tuple[Any, float]:
     """The context of a call and its scale: at scale 0 none. ValueError for a scale that is none, or of nothing."""
-    check_guidance_scale(scale, "context_scale")
+    check_scale("context_scale", scale)
     if scale == 0:
         return None, 1.0
     if scale != 1 and (context is None or not any(as_texts("context", context))):
