@@ -126,8 +126,12 @@ def speech_data(args: StageArguments, tokenizer) -> tuple[list[SpokenRows], Held
     if args.speech is None:
         return [], {}
     rows, unseen = (open_utterances(args, split) for split in ("train", "validation"))
-    dropout = {"text_dropout": args.caption_dropout, "reference_dropout": args.reference_dropout}
-    train = SpokenRows(rows, tokenizer, args.speech_batch_tokens, **dropout, faces=args.faces)
+    told = {
+        "text_dropout": args.caption_dropout,
+        "reference_dropout": args.reference_dropout,
+        "max_reference_tokens": args.max_reference_tokens,
+    }
+    train = SpokenRows(rows, tokenizer, args.speech_batch_tokens, **told, faces=args.faces)
     source = SpokenRows(unseen, tokenizer, EVALUATION_LATENTS, text_dropout=0.0, reference_dropout=0.0)
     batches = []
     while sum(len(batch.sounds) for batch in batches) < args.evaluation_latents:

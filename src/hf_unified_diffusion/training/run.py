@@ -36,6 +36,7 @@ from .speech_data import SpeechBatch
 MicroBatch = TokenBatch | LatentBatch | SpeechBatch
 Parts = Sequence[tuple[Segment, Target | FlowTarget | None]]
 SAVED = ("model", "state")
+TRUNK_OPTIMIZERS = ("adamw", "muon")
 MADE_AHEAD = 4  # micro-batches, by one thread: a tokenizer is not for several
 ROUNDED = "rounded.pt"  # absent where the run was not quantization-aware when it was saved
 
@@ -46,7 +47,8 @@ class RunSettings:
 
     Attributes:
         seed: decides the order of the data and the noise.
-        weight_decay, beta2: of AdamW; vectors are not decayed.
+        trunk_optimizer: of the matrices of the trunk's layers, "adamw" or "muon"; everything else has AdamW.
+        weight_decay, beta2: of AdamW, and the decay of Muon; vectors are not decayed.
         max_grad_norm: gradients are scaled down to this norm.
         ema_decay: of the moving average of the weights, at most; it starts lower.
         shares: of how many micro-batches of a round each modality has; none: they take turns.
@@ -55,6 +57,7 @@ class RunSettings:
     """
 
     seed: int = 0
+    trunk_optimizer: str = "adamw"
     weight_decay: float = 0.1
     beta2: float = 0.98
     max_grad_norm: float = 1.0
@@ -65,6 +68,10 @@ class RunSettings:
 
     def __post_init__(self):
         rules = [
+            (
+                self.trunk_optimizer in TRUNK_OPTIMIZERS,
+                f"trunk_optimizer must be one of {TRUNK_OPTIMIZERS}, got {self.trunk_optimizer!r}",
+            ),
             (self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}"),
             (0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}"),
             (self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}"),
@@ -148,6 +155,23 @@ def adamw(parameters: list[nn.Parameter], weight_decay: float, beta2: float) -> 
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
 
 
+def optimizers_of(
+    model: UnifiedDiffusionModel, parameters: Sequence[nn.Parameter], settings: RunSettings
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of some parameters of a model.
+
+    Muon (momentum whose singular values are made equal) with steps of the size of AdamW's, arXiv:2502.16982, so that
+    one learning rate serves both.
+    """
+    if settings.trunk_optimizer == "adamw":
+        return [adamw(list(parameters), settings.weight_decay, settings.beta2)]
+    trunk = {id(p) for p in model.shared_transformer.layers.parameters() if p.ndim == 2}
+    matrices = [p for p in parameters if id(p) in trunk]
+    rest = [p for p in parameters if id(p) not in trunk]
+    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw(rest, settings.weight_decay, settings.beta2)]
+
+
 def finish_saving(folder: Path) -> None:
     """Move what `complete` holds into place; a crash at any moment leaves it to be done again."""
     complete = folder / "complete"
@@ -202,8 +226,8 @@ class TrainingRun:
         check_shares(self.shares, list(self.data))
         self.config, self.model, self.save_model = objective.config, objective.model, save_model
         self.parameters = trainable_parameters(objective.model, reached_modalities(data), settings.train_only)
-        optimizer = adamw(self.parameters, settings.weight_decay, settings.beta2)
-        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        chosen = optimizers_of(objective.model, self.parameters, settings)
+        self.objective, *self.optimizers = accelerator.prepare(objective, *chosen)
         self.rounded = None if quantization is None else RoundedWeights(self.model, quantization, codes=codes)
         self.ema = MovingAverage(self.parameters, settings.ema_decay)
         self.progress = Progress()
@@ -266,7 +290,7 @@ class TrainingRun:
             FloatingPointError: the gradient is not finite; weights, average and what is saved stay as they were.
         """
         began, before = time.monotonic(), self.progress.positions
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate.at(self.progress.step, progress)
         found: dict[str, Tensor] = {}
         micro_steps = self.accelerator.gradient_accumulation_steps
@@ -278,8 +302,9 @@ class TrainingRun:
                 found |= self.micro_step(*made)
                 if self.accelerator.sync_gradients:
                     norm = self.clipped_norm()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
         self.ema.step(self.parameters)
         record = {name: value.item() for name, value in found.items()} | {"grad_norm": norm}
         seconds = self.agreed(time.monotonic() - began)

@@ -190,8 +190,9 @@ class SpokenRows:
         tokenizer: whose tokens stand for phonemes.
         tokens: of sound in a micro-batch, at most, but one utterance at least.
         text_dropout: the share of utterances of which nothing is told, for guidance (arXiv:2207.12598).
-        reference_dropout: of the others, the share without a reference; the rest has another utterance of the voice.
-        wordless: of the references, the share of which is not told what they say: theirs whose words nobody knows when.
+        reference_dropout: the share of micro-batches without references; in the rest each utterance has another one of
+            its voice. One draw serves a micro-batch, since a row without one would be padded to those that have.
+        wordless: of those with references, the share that is not told what they say: as where nobody knows the words.
         max_reference_tokens: longer utterances are no references.
         faces: whether each utterance comes with its face, from the times of its phonemes.
 
@@ -241,13 +242,14 @@ class SpokenRows:
         """Some utterances as a batch; the generator decides what is told of each."""
         sounds = [self.shards.sound(place) for place in places]
         rows = []
+        no_reference, no_words = (torch.rand(2, generator=generator) < torch.tensor([self.reference_dropout, self.wordless])).tolist()
         for place, sound in zip(places, sounds, strict=True):
-            no_text, no_reference, which, no_words = torch.rand(4, generator=generator).tolist()
+            no_text, which = torch.rand(2, generator=generator).tolist()
             if no_text < self.text_dropout:
                 rows.append(SpeechRow((), len(sound)))
                 continue
-            reference = None if no_reference < self.reference_dropout else self.reference(place, which)
-            if reference is not None and no_words < self.wordless:
+            reference = None if no_reference else self.reference(place, which)
+            if reference is not None and no_words:
                 reference = Reference((), reference.sound, ())
             ids, at = self.said(place, len(sound))
             rows.append(SpeechRow(ids, len(sound), at, reference))

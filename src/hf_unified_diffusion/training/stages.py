@@ -42,12 +42,14 @@ class StageArguments:
     train_batch_size: int = 4  # rows of tokens
     latent_batch_tokens: int = 1024  # tokens of a micro-batch of latents, their captions not counted
     speech_batch_tokens: int = 1024  # of sound in a micro-batch, 20 a second, references not counted
-    reference_dropout: float = 0.3  # of speech: the share without a reference; caption_dropout is that without anything
+    reference_dropout: float = 0.3  # of speech: the share without references; caption_dropout is that without anything
+    max_reference_tokens: int = 160  # longer utterances are no references
     faces: bool = False  # speech comes with its face, of the modality avatar
     gradient_accumulation_steps: int = 1
     max_train_steps: int = 1000
     max_train_minutes: float | None = None  # the learning rate then follows the clock
     slice_minutes: float | None = None  # save and end after so many minutes of this call; --resume goes on
+    trunk_optimizer: str = "adamw"  # or muon, for the matrices of the trunk's layers
     learning_rate: float = 3e-4
     warmup_steps: int = 50
     weight_decay: float = 0.1
@@ -124,6 +126,7 @@ class StageArguments:
         """How the run steps."""
         return RunSettings(
             seed=self.seed,
+            trunk_optimizer=self.trunk_optimizer,
             weight_decay=self.weight_decay,
             beta2=self.adam_beta2,
             max_grad_norm=self.max_grad_norm,
