@@ -23,6 +23,7 @@ from ..contracts import Segment
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig
 from ..quantization.integer import Codes
+from .batched_muon import BatchedMuon
 from .distillation import DistillationObjective
 from .flow_layout import FlowTarget
 from .latent_data import LatentBatch
@@ -158,18 +159,13 @@ def adamw(parameters: list[nn.Parameter], weight_decay: float, beta2: float) -> 
 def optimizers_of(
     model: UnifiedDiffusionModel, parameters: Sequence[nn.Parameter], settings: RunSettings
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of some parameters of a model.
-
-    Muon (momentum whose singular values are made equal) with steps of the size of AdamW's, arXiv:2502.16982, so that
-    one learning rate serves both.
-    """
+    """The optimizers of some parameters of a model; one learning rate serves all."""
     if settings.trunk_optimizer == "adamw":
         return [adamw(list(parameters), settings.weight_decay, settings.beta2)]
     trunk = {id(p) for p in model.shared_transformer.layers.parameters() if p.ndim == 2}
     matrices = [p for p in parameters if id(p) in trunk]
     rest = [p for p in parameters if id(p) not in trunk]
-    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, adamw(rest, settings.weight_decay, settings.beta2)]
+    return [BatchedMuon(matrices, 0.0, settings.weight_decay), adamw(rest, settings.weight_decay, settings.beta2)]
 
 
 def finish_saving(folder: Path) -> None:
