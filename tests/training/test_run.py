@@ -100,6 +100,22 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(unbroken, saved):
     assert same(resumed(saved), unbroken)
 
 
+def test_a_run_by_muon_resumes_and_differs(unbroken, tmp_path):
+    whole = new_run(trunk_optimizer="muon")
+    take(whole, 4)
+    broken = new_run(trunk_optimizer="muon")
+    take(broken, 2)
+    broken.save(tmp_path)
+    again = new_run(trunk_optimizer="muon")
+    again.restore(tmp_path)
+    take(again, 4)
+    assert same(weights(again), weights(whole)) and not same(weights(whole), unbroken)
+    muon, adamw = whole.optimizers
+    counted = sum(len(group["params"]) for optimizer in (muon, adamw) for group in optimizer.param_groups)
+    assert counted == len(whole.parameters)
+    assert {p.ndim for group in muon.param_groups for p in group["params"]} == {2}
+
+
 def test_another_seed_is_another_run(unbroken):
     run = new_run(seed=1)
     take(run, 6)
@@ -231,6 +247,7 @@ def test_the_rate_warms_up_in_a_line_and_falls_to_its_final_share():
     ("wrong", "rule"),
     [
         ({"loss_weights": {"text": -1.0}}, "loss_weights must be finite and 0 or more, got {'text': -1.0}"),
+        ({"trunk_optimizer": "sgd"}, "trunk_optimizer must be one of \\('adamw', 'muon'\\), got 'sgd'"),
         ({"beta2": 1.0}, "beta2 must be in \\[0, 1\\), got 1.0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),

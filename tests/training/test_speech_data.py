@@ -123,6 +123,19 @@ def test_dropout_leaves_out_what_it_says(shards, text, reference, told):
     assert {(len(each.phoneme_ids) > 0) + (each.reference is not None) for each in rows} == {told}
 
 
+def test_what_references_say_is_one_draw_of_a_micro_batch(shards):
+    source = rows_of(shards, reference_dropout=0.4, wordless=0.5)
+    kinds = []
+    for turn in range(24):
+        told = {
+            "none" if row.reference is None else "words" if row.reference.phoneme_ids else "wordless"
+            for row in source.batch(turn, seed=0).rows
+        }
+        assert len(told) == 1
+        kinds.append(told.pop())
+    assert set(kinds) == {"none", "words", "wordless"}
+
+
 def test_only_noisy_sound_is_asked_for_and_the_reference_is_clean(shards):
     batch = rows_of(shards).batch(1, seed=0)
     parts = speech_layout(batch, FlowConfig(), Generator().manual_seed(0))

@@ -7,9 +7,7 @@ from torch import Tensor
 from torch.optim import Muon
 
 
-def orthogonalized(
-    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Tensor:
+def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Each of (k, m, n) with its singular values brought near 1: Newton-Schulz steps in bfloat16, as torch's Muon.
 
     The quintic iteration x <- a x + (b A + c A^2) x with A = x x^T; singular values end between 0.5 and 1.5.

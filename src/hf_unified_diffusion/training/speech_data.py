@@ -242,14 +242,14 @@ class SpokenRows:
         """Some utterances as a batch; the generator decides what is told of each."""
         sounds = [self.shards.sound(place) for place in places]
         rows = []
-        no_reference, no_words = (torch.rand(2, generator=generator) < torch.tensor([self.reference_dropout, self.wordless])).tolist()
+        no_reference, no_words = torch.rand(2, generator=generator).tolist()
         for place, sound in zip(places, sounds, strict=True):
             no_text, which = torch.rand(2, generator=generator).tolist()
             if no_text < self.text_dropout:
                 rows.append(SpeechRow((), len(sound)))
                 continue
-            reference = None if no_reference else self.reference(place, which)
-            if reference is not None and no_words:
+            reference = None if no_reference < self.reference_dropout else self.reference(place, which)
+            if reference is not None and no_words < self.wordless:
                 reference = Reference((), reference.sound, ())
             ids, at = self.said(place, len(sound))
             rows.append(SpeechRow(ids, len(sound), at, reference))
