@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subparser = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         subparser.add_argument("folder", nargs="?", default=str(EMBEDDED_CHECKPOINT), help="default: the embedded one")
         subparser.set_defaults(command=command)
+        if command is demo:
+            told = "folder for pictures and sounds (default: %(default)s)"
+            subparser.add_argument("--output", type=Path, default=Path("out/demo"), help=told)
     add_convert(commands)
     add_export(commands)
     add_plan(commands)

@@ -5,6 +5,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .cli_demo_media import show_media
 from .pipelines.named_controlnets import REASONING, TOOLS, NamedControlNets
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
@@ -66,7 +67,10 @@ def checkpoint_folder(chosen: argparse.Namespace) -> str:
 
 
 def demo(chosen: argparse.Namespace) -> None:
-    """Print a text, an infill, a function, and what the ControlNets of the checkpoint do, each from its fixed seed."""
+    """Print a text, an infill, a function and what the ControlNets do; draw and speak where the checkpoint can.
+
+    Everything is from a fixed seed.
+    """
     folder = checkpoint_folder(chosen)
     writer = UnifiedDiffusionTextPipeline.from_pretrained(folder)
     writers = {"text": writer, "code": UnifiedDiffusionCodePipeline(**writer.components)}
@@ -82,3 +86,4 @@ def demo(chosen: argparse.Namespace) -> None:
         num_tokens = len(output.completion_ids[0])
         print(f"== {title}: {num_tokens} tokens, {output.num_forward_passes} passes, {seconds:.1f} s")
         print(f"{output.texts[0]}\n")
+    show_media(folder, writer.transformer.checkpoint_facts.get("supported_modalities", ()), chosen.output)
