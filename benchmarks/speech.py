@@ -10,6 +10,7 @@ of it. Controls must be bad: each sound judged by another row's text, and by ano
 
 import argparse
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +50,19 @@ class Case:
 
 
 def cases_of(shards: SpeechShards, count: int) -> list[Case]:
-    """The first rows whose voice has another row of a fitting length; the longest of these is the reference."""
+    """The first rows with words whose voice has another of a fitting length; the longest of these is the reference."""
     seconds = shards.lengths / AudioCodec.tokens_per_second
+    by_voice: dict[str, list[int]] = defaultdict(list)
+    for place, voice in enumerate(shards.voices):
+        by_voice[voice].append(place)
     cases = []
     for place, row in enumerate(shards.table):
         fitting = [
             other
-            for other in shards.by_voice[row["voice"]]
+            for other in by_voice[row["voice"]]
             if other != place and SHORTEST_REFERENCE_S <= seconds[other] <= LONGEST_REFERENCE_S
         ]
-        if fitting and len(cases) < count:
+        if row["text"] and fitting and len(cases) < count:  # voices whose words nobody knows have none
             best = max(fitting, key=lambda other: seconds[other])
             sound, words = shards.waveform(best), shards.table[best]["text"]
             cases.append(Case(row["text"], row["voice"], shards.waveform(place), sound, words))
@@ -154,7 +158,7 @@ def lines_of(
         return
     references = [judges(case.reference) for case in tqdm(cases, desc=f"{name}: references")]
     for speaker, speak in speakers.items():
-        judged = [judges(speak(case).float().cpu()) for case in tqdm(cases, desc=f"{name}: {speaker}")]
+        judged = [judges(speak(case).detach().float().cpu()) for case in tqdm(cases, desc=f"{name}: {speaker}")]
         yield figures(f"{name}: {speaker}", judged, cases, references)
         if speaker in ("recording", "ours") and len({case.voice for case in cases}) > 1:
             yield figures(f"{name}: {speaker}, control: other text", judged, shifted(cases), references)

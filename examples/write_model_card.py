@@ -23,14 +23,15 @@ TITLES = {
     "schema": "Schemas",
     "image_codec": "Pictures encoded and decoded again",
     "vocoder": "Speech encoded and decoded again",
+    "speech": "Speech",
 }
 LIMITS = """\
 - English and Python only, from a small corpus: public-domain prose (much of it old), documentation, dictionary entries
   and permissively licensed Python (the table of data says which). It knows few facts, and states wrong ones fluently.
 - Trained for {minutes:.0f} minutes, on what the table of training names: it shows the machinery at work and is no
   writer to rely on.
-- Image, audio and avatar heads saw few examples: pictures have the colours and the place of a thing but not its shape,
-  and sound is no speech. The pipelines of the engine refuse them.
+- Image, audio and avatar heads saw few examples: pictures have colours of the caption and a silhouette but not the
+  shape of a thing, and of what is spoken a recogniser understands few words. The engine refuses both.
 - It inherits what its source model learned, biases included. Generated code may parse and still be wrong or unsafe."""
 USE = """\
 ```python

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.conversion.convert import convert_checkpoint
@@ -25,6 +25,9 @@ def test_the_exported_folder_is_quantized_complete_and_loads_equal(tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path / "out").eval()
     assert torch.equal(loaded(ids).logits, made.eval()(ids).logits)
     assert UnifiedDiffusionTextPipeline.from_pretrained(tmp_path / "out")("a", max_new_tokens=4, seed=0).texts[0]
+    assert "\n" not in (tmp_path / "out" / "tokenizer.json").read_text()
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "out"))
+    assert after("a cat <|endoftext|> sat").input_ids == before("a cat <|endoftext|> sat").input_ids
 
 
 def test_calibration_decides_the_codes_and_nothing_else(tmp_path):

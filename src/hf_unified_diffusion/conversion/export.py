@@ -16,6 +16,8 @@ from ..quantization.modules import can_quantize, dequantize_layer, quantize_laye
 from ..schedulers import MaskedDiffusionScheduler
 from ..training.machine import fast_dtype
 
+TOKENIZER_FILE = "tokenizer.json"
+
 
 def export_checkpoint(
     source: Path,
@@ -60,6 +62,7 @@ def write_checkpoint(
     with replacing(destination) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        tokenizer.backend_tokenizer.save(str(partial / TOKENIZER_FILE), pretty=False)  # of its size, half is spaces
         MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id).save_pretrained(partial)
 
 
