@@ -128,7 +128,6 @@ def guarantees() -> list[Figure]:
     sides = Source("engine", "The autoregressive side", "higher", exact, "6.2")
     tokenizing = Source("engine", "Tokenizing", "higher", relative(0.15), "6.9")
     crashes = Source("memory_crashes", "Writers killed", "lower", exact, "6.5")
-    steered = Source("memory_guidance", "Steering", "higher", interval, "6.3")
     figures = []
     for steps in (1, 4, 16):
         free, bound = ({"steps": steps, "way": way} for way in ("unconstrained", "constrained"))
@@ -144,7 +143,10 @@ def guarantees() -> list[Figure]:
         figures.append(equal.figure(f"Invariance, {modality}, tokens {column}", row, column, 1.0, 1.0))
     truth = {"memory": "the true continuation (ceiling)"}
     for column, best in (("nearer than without", truth), ("nearer than with a wrong memory", None)):
-        row = {"memory": "strength 2.0"}
+        row, steered = (
+            {"memory": "strength 2.0"},
+            Source("memory_guidance", "Steering", "higher", interval(column), "6.3"),
+        )
         figures.append(steered.figure(f"Memory at strength 2, texts {column}", row, column, 0.8, best, 0.5))
     column, one = "equal to transformers' generate", {"way": "one text a call"}
     return [

@@ -155,6 +155,8 @@ def test_every_figure_of_a_recorded_benchmark_is_found_where_the_table_says() ->
         and any(title.startswith(figure.at.table) for title in titles)  # a part may have been left out
     ]
     assert lost == [] and len(measured) > 40
+    lines = [evaluate.line_of(figure, outcomes[figure.job]) for figure in measured]
+    assert all(line["noise"] >= 0 for line in lines if line["value"] != "")
 
 
 @given(st.floats(-1e6, 1e6))
