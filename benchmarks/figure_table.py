@@ -143,9 +143,9 @@ def guarantees() -> list[Figure]:
         figures.append(equal.figure(f"Invariance, {modality}, tokens {column}", row, column, 1.0, 1.0))
     truth = {"memory": "the true continuation (ceiling)"}
     for column, best in (("nearer than without", truth), ("nearer than with a wrong memory", None)):
-        row, steered = (
-            {"memory": "strength 2.0"},
+        steered, row = (
             Source("memory_guidance", "Steering", "higher", interval(column), "6.3"),
+            {"memory": "strength 2.0"},
         )
         figures.append(steered.figure(f"Memory at strength 2, texts {column}", row, column, 0.8, best, 0.5))
     column, one = "equal to transformers' generate", {"way": "one text a call"}

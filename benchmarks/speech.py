@@ -3,16 +3,18 @@
     python benchmarks/speech.py --checkpoint runs/unified/speech/model --rows 100
     python benchmarks/speech.py --only_ceilings   # the yardsticks alone, without a network
 
-Rows are of the test split: held-out sentences, half of them by held-out voices. Each is spoken behind another row of
-its voice ("seen voices", "cloned voices"). Ceilings go through the same judges: the recording, and what the codec makes
-of it. Controls must be bad: each sound judged by another row's text, and by another voice.
+Rows are of the test split: held-out sentences by voices that training heard ("seen voices"), by the teacher's others
+("cloned voices") and by people ("recorded voices"), as many of each. Each is spoken behind another row of its voice.
+Ceilings go through the same judges: the recording, and what the codec makes of it. Controls must be bad: each sound
+judged by another row's text, and by another voice.
 """
 
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import librosa
@@ -25,9 +27,10 @@ from tqdm.auto import tqdm
 
 from hf_unified_diffusion import UnifiedDiffusionSpeechPipeline
 from hf_unified_diffusion.codecs.audio_codec import AudioCodec
-from hf_unified_diffusion.training.speech_data import SpeechShards, open_speech
+from hf_unified_diffusion.training.speech_data import SpeechShards, open_speech, places_by_voice
 from hf_unified_diffusion.training.speech_plan import HELD_OUT_VOICES
 
+TEACHER = "kokoro"
 SHORTEST_REFERENCE_S, LONGEST_REFERENCE_S = 3.0, 8.0
 PITCHES_HZ = (60.0, 500.0)
 Waveform = Float[Tensor, "samples"]
@@ -43,29 +46,42 @@ class Case:
     reference: Waveform
     reference_text: str
 
-    @property
-    def held_out(self) -> bool:
-        """Whether no utterance of the voice was trained on."""
-        return self.voice.split("*")[0] in HELD_OUT_VOICES
+    kind: str
+
+
+def kind_of(row: Mapping[str, str]) -> str:
+    """Whether training heard the voice, another of its teacher's, or no recording of anybody."""
+    if row["source"] != TEACHER:
+        return "recorded voices"
+    return "cloned voices" if row["voice"].split("*")[0] in HELD_OUT_VOICES else "seen voices"
+
+
+def in_turns(groups: Iterable[Sequence[int]]) -> list[int]:
+    """The first of each group, then the second of each, and so on."""
+    return [place for turn in zip_longest(*groups) for place in turn if place is not None]
 
 
 def cases_of(shards: SpeechShards, count: int) -> list[Case]:
-    """The first rows with words whose voice has another of a fitting length; the longest of these is the reference."""
+    """Rows with words: kinds of voices in turns, and within a kind its voices.
+
+    The reference is the longest other row of the voice that is of a fitting length.
+    """
     seconds = shards.lengths / AudioCodec.tokens_per_second
-    by_voice: dict[str, list[int]] = defaultdict(list)
-    for place, voice in enumerate(shards.voices):
-        by_voice[voice].append(place)
+    references: dict[int, int] = {}
+    groups: dict[str, list[list[int]]] = defaultdict(list)
+    for places in places_by_voice(shards).values():
+        fitting = [place for place in places if SHORTEST_REFERENCE_S <= seconds[place] <= LONGEST_REFERENCE_S]
+        fitting.sort(key=lambda place: -seconds[place])
+        best = {place: next((other for other in fitting if other != place), None) for place in places}
+        usable = [place for place in places if shards.table[place]["text"] and best[place] is not None]
+        if usable:
+            references |= {place: best[place] for place in usable}
+            groups[kind_of(shards.table[usable[0]])].append(usable)
     cases = []
-    for place, row in enumerate(shards.table):
-        fitting = [
-            other
-            for other in by_voice[row["voice"]]
-            if other != place and SHORTEST_REFERENCE_S <= seconds[other] <= LONGEST_REFERENCE_S
-        ]
-        if row["text"] and fitting and len(cases) < count:  # voices whose words nobody knows have none
-            best = max(fitting, key=lambda other: seconds[other])
-            sound, words = shards.waveform(best), shards.table[best]["text"]
-            cases.append(Case(row["text"], row["voice"], shards.waveform(place), sound, words))
+    for place in in_turns([in_turns(voices) for voices in groups.values()])[:count]:
+        row, best_one = shards.table[place], references[place]
+        sounds = shards.waveform(place), shards.waveform(best_one)
+        cases.append(Case(row["text"], row["voice"], *sounds, shards.table[best_one]["text"], kind_of(row)))
     return cases
 
 
@@ -169,7 +185,7 @@ def lines_of(
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--speech", type=Path, default=Path("data/speech"))
-    parser.add_argument("--rows", type=int, default=100, help="of seen and held-out voices together")
+    parser.add_argument("--rows", type=int, default=100, help="of all kinds of voices together")
     parser.add_argument("--steps", type=int, help="default: the checkpoint's")
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of the recogniser")
@@ -191,8 +207,8 @@ def main() -> None:
             speakers["vocoder of its mels"] = lambda case: codec.decode(codec.encode(case.recording[None]))[0]
         speakers["ours"] = spoken_by(pipe, args)
     judges, table = Judges(args.threads), []
-    for name, kind in (("seen voices", False), ("cloned voices", True)):
-        table += lines_of(name, [case for case in cases if case.held_out == kind], speakers, judges)
+    for kind in dict.fromkeys(case.kind for case in cases):
+        table += lines_of(kind, [case for case in cases if case.kind == kind], speakers, judges)
     notes = [
         "Similarity is to the reference, another utterance of the voice: that of the recordings is what a speaker has "
         "with himself. Words are compared with numbers and abbreviations spelled out.",

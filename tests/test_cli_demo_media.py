@@ -1,4 +1,4 @@
-"""The demo's pictures and sounds: what a checkpoint can, in files that open, the same each time."""
+"""The demo's pictures and sounds: what a checkpoint can, in files that open."""
 
 import shutil
 

@@ -1,6 +1,7 @@
 """Muon whose matrices of one shape are orthogonalized together."""
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,16 +49,20 @@ class BatchedMuon(Muon):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
-            for (rows, columns), parameters in alike.items():
-                grads = [parameter.grad for parameter in parameters]
-                for parameter in parameters:
-                    if not self.state[parameter]:
-                        self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
-                momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-                torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-                moved = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
-                way = orthogonalized(torch.stack(moved), group["ns_coefficients"], group["ns_steps"], group["eps"])
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                size = 0.2 * group["lr"] * max(rows, columns) ** 0.5
-                torch._foreach_add_(parameters, list(way.to(parameters[0].dtype).unbind()), alpha=-size)
+            for parameters in alike.values():
+                self.step_alike(parameters, group)
         return loss
+
+    def step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of matrices of one shape."""
+        grads = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        moved = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
+        way = orthogonalized(torch.stack(moved), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        size = 0.2 * group["lr"] * max(parameters[0].shape) ** 0.5
+        torch._foreach_add_(parameters, list(way.to(parameters[0].dtype).unbind()), alpha=-size)

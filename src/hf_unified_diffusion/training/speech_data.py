@@ -134,6 +134,17 @@ class SpeechShards:
         return decoded(self.table[place]["audio"])
 
 
+def places_by_voice(shards: Utterances) -> dict[str, list[int]]:
+    """The places of each voice's utterances, in their order.
+
+    Usage: `places_by_voice(open_speech(files, cache))["af_heart"]`
+    """
+    places: dict[str, list[int]] = {}
+    for place, voice in enumerate(shards.voices):
+        places.setdefault(voice, []).append(place)
+    return places
+
+
 def batches_of(lengths: Int[np.ndarray, "rows"], tokens: int, generator: Generator) -> list[list[int]]:
     """All places in micro-batches of about equal lengths, of at most `tokens` tokens with padding, in an order."""
     jitter = 0.9 + 0.2 * torch.rand(len(lengths), generator=generator).numpy()
@@ -221,10 +232,7 @@ class SpokenRows:
         for name in ("text_dropout", "reference_dropout", "wordless"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        by_voice: dict[str, list[int]] = {}
-        for place, voice in enumerate(self.shards.voices):
-            by_voice.setdefault(voice, []).append(place)
-        object.__setattr__(self, "by_voice", by_voice)
+        object.__setattr__(self, "by_voice", places_by_voice(self.shards))
         object.__setattr__(self, "phonemes", PhonemeCodec(self.tokenizer))
 
     def batch(self, turn: int, seed: int, process: int = 0, num_processes: int = 1) -> SpeechBatch:
