@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_unified_diffusion.conditioning.guidance import beginning_with, guided, without_tokens
+from hf_unified_diffusion.conditioning.guidance import (
+    beginning_with,
+    check_interval,
+    guided,
+    guided_within,
+    without_tokens,
+)
 
 TIME = torch.ones(2)
 CANVAS = torch.zeros(2, 3, dtype=torch.int64)
@@ -61,6 +67,33 @@ def test_null_sees_no_condition():
 
     guided(asks("clean"), asks("null"), 2.0)(CANVAS, TIME, "a condition")
     assert seen == {"clean": "a condition", "null": None}
+
+
+@given(t=st.floats(0.01, 1), ends=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
+def test_guidance_acts_between_two_noise_levels(t, ends):
+    asked = []
+
+    def null(x_t, t, condition):
+        asked.append(float(t.max()))
+        return constant(1)(x_t, t)
+
+    steered, denoiser = guided(constant(0), null, 3.0), constant(0)
+    time = torch.full((2,), t, dtype=torch.float64)
+    found = guided_within(tuple(ends), steered, denoiser)(CANVAS, time)
+    within = ends[0] <= t <= ends[1]
+    assert len(asked) == within  # outside, the null costs nothing
+    assert torch.equal(found, steered(CANVAS, time) if within else denoiser(CANVAS, time))
+
+
+def test_guidance_at_all_levels_is_guidance():
+    steered = guided(constant(0), constant(1), 3.0)
+    assert guided_within((0.0, 1.0), steered, constant(0)) is steered
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 1), (0, 1.1), (0, math.nan), (0,), 0.5, "01", (True, 1), None])
+def test_bad_intervals(interval):
+    with pytest.raises(ValueError, match="guidance_interval must be two numbers with 0 <= low <= high <= 1, got "):
+        check_interval(interval)
 
 
 @pytest.mark.parametrize("scale", [-0.1, math.nan, math.inf, "2", True, None])

@@ -25,6 +25,7 @@ BAD = [
     ({"num_images_per_prompt": 0}, "num_images_per_prompt must be an integer of at least 1, got 0"),
     ({"guidance_scale": math.nan}, "guidance_scale must be a finite number of at least 0, got nan"),
     ({"guidance_scale": -1.0}, "guidance_scale must be a finite number of at least 0, got -1.0"),
+    ({"guidance_interval": (0.6, 0.5)}, r"guidance_interval must be .* got \(0.6, 0.5\)"),
     ({"guidance_scale": 1.0, "negative_prompt": "x"}, "guidance_scale must not be 1 with a negative_prompt, got 1"),
     ({"image": PICTURE, "strength": math.nan}, r"strength must be a number in \[0, 1\], got nan"),
     ({"image": PICTURE, "strength": 1.5}, r"strength must be a number in \[0, 1\], got 1.5"),

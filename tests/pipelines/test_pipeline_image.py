@@ -105,12 +105,13 @@ def test_several_pictures_a_prompt_and_all_kinds_of_output(image_pipe):
 
 def test_sizes_are_the_checkpoints_unless_told(image_pipe, model):
     assert image_pipe("a", num_inference_steps=1, seed=0).images[0].size == (256, 256)
-    model.checkpoint_facts = {"image": {"size": 64, "num_inference_steps": 2, "guidance_scale": 1.0}}
+    told = {"size": 64, "num_inference_steps": 2, "guidance_scale": 2.0, "guidance_interval": [0.9, 1.0]}  # of JSON
+    model.checkpoint_facts = {"image": told}
     try:
         output = image_pipe("a", seed=0)
     finally:
         model.checkpoint_facts = {}
-    assert output.images[0].size == (64, 64) and output.num_forward_passes == 2
+    assert output.images[0].size == (64, 64) and output.num_forward_passes == 3  # one of the two steps is guided
 
 
 def test_strength_zero_is_the_codecs_reconstruction(image_pipe):

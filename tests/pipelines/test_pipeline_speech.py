@@ -93,6 +93,16 @@ def test_only_the_branches_that_the_scales_leave_in_are_asked(speech_pipe, scale
     assert output.num_forward_passes == passes
 
 
+@pytest.mark.parametrize(("interval", "passes"), [((0, 1), 6), ((0.9, 1), 4), ((0, 0.8), 4), ((0.7, 0.8), 2)])
+def test_steps_outside_the_interval_are_not_guided(speech_pipe, interval, passes):
+    """Two steps, at the noise levels 1 and 2/3."""
+    scales = {"guidance_scale": 2, "speaker_guidance_scale": 3}
+    output = speech_pipe(TEXT, **REFERENCE, **TOKENS, **scales, guidance_interval=interval)
+    assert output.num_forward_passes == passes
+    plain = speech_pipe(TEXT, **REFERENCE, **TOKENS, guidance_scale=1, speaker_guidance_scale=1).audios[0]
+    assert torch.equal(output.audios[0], plain) == (passes == 2)
+
+
 def test_the_context_is_computed_once(speech_pipe):
     lengths = []
     hook = speech_pipe.transformer.register_forward_hook(
@@ -227,6 +237,7 @@ def test_kinds_of_output_and_several_per_prompt(speech_pipe):
         ({"num_candidates": 0}, "num_candidates must be"),
         ({"guidance_scale": -1}, "guidance_scale must be"),
         ({"speaker_guidance_scale": float("inf")}, "guidance_scale must be"),
+        ({"guidance_interval": (0.6, 0.5)}, "guidance_interval must be"),
         ({"num_inference_steps": 0}, "num_inference_steps must be"),
         ({"output_type": "wav"}, "output_type must be"),
         ({"reference_text": "One."}, "must come with a reference_audio"),

@@ -1,7 +1,7 @@
 """What all pipelines share: they load from the folder of one model too, and stop after a step when told to."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
 
@@ -11,9 +11,15 @@ from .checkpoints import EMBEDDED_CHECKPOINT, hub_options, is_model_checkpoint
 class CheckpointPipeline(DiffusionPipeline):
     """A pipeline whose parts also lie in the folder of a model.
 
+    Attributes:
+        modality: under which name the checkpoint's metadata has settings of its own.
+        defaults: settings where neither the call nor that metadata says otherwise.
+
     Usage: `class MyPipeline(CheckpointPipeline): ...`, with `parts_of`
     """
 
+    modality = "text"
+    defaults: ClassVar[dict[str, Any]] = {}
     _interrupt = False
 
     @classmethod
@@ -42,6 +48,12 @@ class CheckpointPipeline(DiffusionPipeline):
         if is_model_checkpoint(path, **hub_options(kwargs)):
             return cls(**cls.parts_of(path, **kwargs))
         return super().from_pretrained(path, **kwargs)
+
+    def _chosen(self, name: str, value: Any = None) -> Any:
+        """A setting: what the call says, else the checkpoint's metadata, else the pipeline."""
+        if value is not None:
+            return value
+        return {**self.defaults, **self.transformer.checkpoint_facts.get(self.modality, {})}[name]
 
     @property
     def interrupt(self) -> bool:

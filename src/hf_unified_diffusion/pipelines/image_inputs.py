@@ -13,6 +13,7 @@ from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Pictures, read_masks, read_pictures
 from ..codecs.text_codec import TextCodec
 from ..conditioning.energy import check_scale
+from ..conditioning.guidance import check_interval
 from ..contracts import Segment
 from .text_inputs import as_texts, check_choice, check_positive, matched, per_row
 
@@ -25,6 +26,7 @@ class ImageOptions:
 
     num_inference_steps: int
     guidance_scale: float
+    guidance_interval: tuple[float, float]
     num_images_per_prompt: int
     strength: float
     output_type: str
@@ -33,6 +35,7 @@ class ImageOptions:
         check_positive("num_inference_steps", self.num_inference_steps)
         check_positive("num_images_per_prompt", self.num_images_per_prompt)
         check_scale("guidance_scale", self.guidance_scale)
+        check_interval(self.guidance_interval)
         check_strength(self.strength)
         check_choice("output_type", self.output_type, OUTPUT_TYPES)
 

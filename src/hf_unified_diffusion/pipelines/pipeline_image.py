@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..codecs.image_codec import ImageCodec
 from ..codecs.picture_positions import image_positions
 from ..codecs.pictures import Pictures
 from ..codecs.text_codec import TextCodec, pad_right
-from ..conditioning.guidance import guided, keeping
+from ..conditioning.guidance import guided, guided_within, keeping
 from ..contracts import Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
@@ -46,10 +46,8 @@ from .pipeline_output import UnifiedDiffusionImagePipelineOutput
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
 
+
 # where neither the call nor the checkpoint's metadata says otherwise
-DEFAULTS: dict[str, Any] = {"num_inference_steps": 16, "guidance_scale": 3.0, "size": 256}
-
-
 class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipeline):
     """Draws pictures with a `UnifiedDiffusionModel`.
 
@@ -68,6 +66,12 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
     """
 
     modality = "image"
+    defaults: ClassVar[dict[str, Any]] = {
+        "num_inference_steps": 16,
+        "guidance_scale": 3.0,
+        "guidance_interval": (0.0, 1.0),
+        "size": 256,
+    }
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents", "clean_latents"]
 
@@ -110,6 +114,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         negative_prompt: str | list[str] | None = None,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
@@ -139,6 +144,8 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
                 each.
             guidance_scale: 1 is none, above it away from `negative_prompt` (or from no prompt), with twice the passes.
                 None: what the checkpoint says, 3 by default.
+            guidance_interval: the lowest and the highest noise level in [0, 1] at which guidance acts; other steps take
+                one pass (arXiv:2404.07724). None: what the checkpoint says, by default all levels.
             negative_prompt: what to avoid, one or as many as the prompts; needs guidance.
             image: what to start from, one or as many as the prompts; see `codecs.pictures`.
             mask_image: white where `image` is to be drawn anew; one or as many as the images.
@@ -168,10 +175,10 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
 
         Usage: `pipe(["a red apple", "two blue fish"], guidance_scale=3.0, seed=0).images`
         """
-        steps, scale = num_inference_steps, guidance_scale
         options = ImageOptions(
-            num_inference_steps=self._default("num_inference_steps") if steps is None else steps,
-            guidance_scale=self._default("guidance_scale") if scale is None else scale,
+            num_inference_steps=self._chosen("num_inference_steps", num_inference_steps),
+            guidance_scale=self._chosen("guidance_scale", guidance_scale),
+            guidance_interval=self._chosen("guidance_interval", guidance_interval),
             num_images_per_prompt=num_images_per_prompt,
             strength=strength,
             output_type=output_type,
@@ -187,7 +194,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         if given is not None:
             size = given.size
         elif size is None:
-            size = (self._default("size"),) * 2
+            size = (self._chosen("size"),) * 2
         grid = codec.grid(*size)
         num_given = 1 if given is None else len(given.pixels)
         rows = gather_captions(
@@ -207,9 +214,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         self._interrupt = False
         with evaluating(self.transformer), evaluating(self.vae), self.progress_bar(total=len(run.times)) as progress:
             hook = image_step_hook(self, callback_on_step_end, names, run.timesteps, progress)
-            latents, passes = self._draw(
-                rows, grid, given, options.guidance_scale, run, hook, device, (controls, row_names)
-            )
+            latents, passes = self._draw(rows, grid, given, options, run, hook, device, (controls, row_names))
             images = latents
             if output_type != "latent":
                 pixels = self.codec.decode(latents, *size)
@@ -239,7 +244,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         rows: CaptionRows,
         grid: tuple[int, int],
         given: GivenPictures | None,
-        guidance_scale: float,
+        options: ImageOptions,
         run: FlowRun,
         after_step: AfterStep,
         device: torch.device,
@@ -249,9 +254,10 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         controls, adapter_names = steering
         contexts = [self._context(rows.caption_ids, grid, device, adapter_names, controls)]
         denoiser: Denoiser = contexts[0]
-        if guidance_scale != 1:
+        if options.guidance_scale != 1:
             contexts.append(self._context(rows.negative_ids, grid, device, adapter_names))
-            denoiser = guided(contexts[0], contexts[1], guidance_scale)
+            steered = guided(contexts[0], contexts[1], options.guidance_scale)
+            denoiser = guided_within(options.guidance_interval, steered, contexts[0])
         known = None
         if given is None:
             x_t = FLOW.prior((len(rows), math.prod(grid), self.codec.width), run.generators).to(device)
@@ -289,7 +295,3 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         self, pixels: Float[Tensor, "batch 3 height width"], output_type: str
     ) -> list[Image] | np.ndarray | Tensor:
         return VaeImageProcessor().postprocess(pixels, output_type)
-
-    def _default(self, name: str) -> Any:
-        """What the checkpoint's metadata says of pictures, else what we say."""
-        return {**DEFAULTS, **self.transformer.checkpoint_facts.get(self.modality, {})}[name]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import SchedulerMixin
@@ -27,13 +27,6 @@ from .speech_rounds import SpeechRound, candidate_generators, plan_speech
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import as_texts, row_generators
 
-# where neither the call nor the checkpoint's metadata says otherwise
-DEFAULTS: dict[str, Any] = {
-    "num_inference_steps": 8,
-    "guidance_scale": 2.0,
-    "speaker_guidance_scale": 2.0,
-    "seconds_per_class": None,
-}
 PAUSE_S, FADE_S = 0.15, 0.02  # between parts of a text
 
 
@@ -54,6 +47,13 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
     """
 
     modality = "audio"
+    defaults: ClassVar[dict[str, Any]] = {
+        "num_inference_steps": 8,
+        "guidance_scale": 3.0,
+        "speaker_guidance_scale": 3.0,
+        "guidance_interval": (0.0, 1.0),
+        "seconds_per_class": None,
+    }
     model_cpu_offload_seq = "transformer->vocoder"
     _optional_components = ["vocoder"]
     _callback_tensor_inputs = ["latents", "clean_latents"]
@@ -92,7 +92,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
     @property
     def durations(self) -> Durations:
         """How long phonemes take: as the checkpoint's metadata says, else of English read aloud."""
-        seconds = self._default("seconds_per_class")
+        seconds = self._chosen("seconds_per_class")
         return Durations() if seconds is None else Durations(seconds)
 
     @torch.no_grad()
@@ -105,6 +105,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         speaker_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         speed: float = 1.0,
         num_audios_per_prompt: int = 1,
         num_candidates: int = 1,
@@ -126,9 +127,11 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
                 None: the rate is that of the corpus.
             reference_sampling_rate_hz: of references that are samples; None: 24,000.
             num_inference_steps: of each part. None: what the checkpoint says, 8 by default.
-            guidance_scale: of the text; 1 is none, above it closer to it. None: what the checkpoint says, 2 by default.
+            guidance_scale: of the text; 1 is none, above it closer to it. None: what the checkpoint says, 3 by default.
             speaker_guidance_scale: of the reference. Where both scales are 1 a step takes one pass, where they are the
                 same or `guidance_scale` is 1 two, else three.
+            guidance_interval: the lowest and the highest noise level in [0, 1] at which guidance acts; other steps take
+                one pass (arXiv:2404.07724). None: what the checkpoint says, by default all levels.
             speed: 2 speaks twice as fast as the reference, or without one as the corpus; 0.25 to 4.
             num_audios_per_prompt: sounds per prompt, one after the other.
             num_candidates: of each part so many are spoken, and the one is kept that the network itself finds likeliest
@@ -151,6 +154,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
             num_inference_steps=self._chosen("num_inference_steps", num_inference_steps),
             guidance_scale=self._chosen("guidance_scale", guidance_scale),
             speaker_guidance_scale=self._chosen("speaker_guidance_scale", speaker_guidance_scale),
+            guidance_interval=self._chosen("guidance_interval", guidance_interval),
             speed=speed,
             num_audios_per_prompt=num_audios_per_prompt,
             num_candidates=num_candidates,
@@ -210,6 +214,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
                 options.guidance_scale,
                 options.speaker_guidance_scale,
                 device,
+                options.guidance_interval,
             )
             run = plan_speech(self.scheduler, options.num_inference_steps, device)
             said = speaking.speak(run, [each for row in active for each in drawn[row]], after_step)
@@ -261,10 +266,3 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
         return UnifiedDiffusionSpeechPipelineOutput(
             audios=audios, sampling_rate_hz=rate, alignments=alignments, checks=checks or None
         )
-
-    def _chosen(self, name: str, value: Any) -> Any:
-        return self._default(name) if value is None else value
-
-    def _default(self, name: str) -> Any:
-        """What the checkpoint's metadata says of speech, else what we say."""
-        return {**DEFAULTS, **self.transformer.checkpoint_facts.get(self.modality, {})}[name]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..codecs.speech_layout import SpeechRow, lay_out, stacked_rows
-from ..conditioning.guidance import guided, guided_by_parts
+from ..conditioning.guidance import guided, guided_by_parts, guided_within
 from ..contracts import Denoiser
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..processes.randomness import spawn_generators
@@ -43,6 +43,7 @@ class SpeechRound:
     Attributes:
         rows: candidates of a row one after the other.
         text_scale, voice_scale: see `guided_by_parts`.
+        interval: noise levels at which guidance acts, see `guided_within`.
         num_passes: forward passes so far.
 
     Usage:
@@ -56,6 +57,7 @@ class SpeechRound:
     text_scale: float
     voice_scale: float
     device: torch.device
+    interval: tuple[float, float] = (0.0, 1.0)
     _branches: dict[str, ContextDenoiser] = field(default_factory=dict, init=False)
 
     @property
@@ -91,8 +93,11 @@ class SpeechRound:
     def _guided(self) -> Denoiser:
         everything, nothing = self._asked("all"), self._asked("nothing")
         if all(row.reference is None for row in self.rows):  # the text is all there is
-            return guided(everything, nothing, self.text_scale)
-        return guided_by_parts(everything, self._asked("text"), nothing, self.text_scale, self.voice_scale)
+            steered = guided(everything, nothing, self.text_scale)
+        else:
+            scales = self.text_scale, self.voice_scale
+            steered = guided_by_parts(everything, self._asked("text"), nothing, *scales)
+        return guided_within(self.interval, steered, everything)
 
     def _asked(self, name: str) -> Denoiser:
         """A branch that is laid out when a step first asks it."""
