@@ -432,7 +432,8 @@ class ArrowEngine:
         if modality in MADE:
             raise ValueError(f"memory_guided must be False for {modality}, got True")
         as_texts("prompt", prompt)
-        check_left_out("memory_guided", {name: options.get(name) for name in ("context", "condition")})
+        unfit = ("context", "context_scale", "condition")  # the memory gives these, and memory_strength the scale
+        check_left_out("memory_guided", {name: options.get(name) for name in unfit})
         from .memory.memory_conditioner import MemoryConditioner, check_strength  # FAISS and datasets take seconds
 
         check_strength(strength)

@@ -209,6 +209,8 @@ def test_long_memories_are_cut_and_few_are_read(storage):
     assert conditioner.options([recall])["context"] == [f"{second}\n\n{first}\n\n"]
 
 
-def test_a_context_of_ones_own_beside_a_memory_is_refused(reader):
-    with pytest.raises(ValueError, match="context must be left out for memory_guided, got 'mine'"):
-        reader.diffuse("ab", context="mine", **GUIDED, **OPTIONS)
+@pytest.mark.parametrize("options", [{"context": "mine"}, {"context_scale": 3.0}])
+def test_a_context_of_ones_own_beside_a_memory_is_refused(reader, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be left out for memory_guided, got "):
+        reader.diffuse("ab", **options, **GUIDED, **OPTIONS)
