@@ -136,8 +136,9 @@ def steering(pipe, conditioner, minilm, prompts, continuations, args) -> tuple[l
                 "nats a token, without": nats(outputs["none"]),
             }
         )
-    equal = sum(a == b for a, b in zip(outputs["control"], outputs["none"], strict=False))
-    return rows, [{"prompts": len(outputs["control"]), "equal to the text without, at strength 0": equal}]
+    controls = outputs.get("control", [])  # there may be none
+    equal = sum(a == b for a, b in zip(controls, outputs["none"], strict=False))
+    return rows, [{"prompts": len(controls), "equal to the text without, at strength 0": equal}]
 
 
 def costs(conditioner: MemoryConditioner, recall: Recall, repeats: int) -> list[Row]:

@@ -31,7 +31,7 @@ LIMITS = """\
 - Trained for {minutes:.0f} minutes, on what the table of training names: it shows the machinery at work and is no
   writer to rely on.
 - Image, audio and avatar heads saw few examples: pictures have colours of the caption and a silhouette but not the
-  shape of a thing, and of what is spoken a recogniser understands few words. The engine refuses both.
+  shape of a thing, and of what is spoken a recogniser gets more than half of the words wrong. The engine refuses both.
 - It inherits what its source model learned, biases included. Generated code may parse and still be wrong or unsafe."""
 USE = """\
 ```python
