@@ -142,6 +142,10 @@ def load_model(args: Arguments) -> UnifiedDiffusionModel:
         with TemporaryDirectory() as folder:
             dense.save_pretrained(folder)
             model = UnifiedDiffusionModel.from_pretrained(folder, quantization_config=config)
+        for layer in model.modules():
+            # in eval() bitsandbytes packs weights anew for CPUs with AVX-512's bf16, and no gradient passes them then
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
         model.checkpoint_facts = dense.checkpoint_facts
         return model
     model = UnifiedDiffusionModel.from_pretrained(path)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Generator
 
 from hf_unified_diffusion import UnifiedDiffusionModel
@@ -52,14 +51,6 @@ def test_the_loss_is_the_divergence_and_falls_towards_the_teacher() -> None:
     assert all(p.grad is None for p in teacher.parameters())
     optimizer.step()
     assert objective(parts())["loss"] < first["loss"]
-
-
-@pytest.fixture
-def own_accelerator():
-    """accelerate keeps one state a process, and other tests set it up otherwise."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_training_lowers_the_loss():
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     sounds = torch.cat([vowel(0.3), vowel(0.3, pitch_hz=210)])
     losses = []
-    for _ in range(12):
+    for _ in range(24):
         losses.append(objective(sounds)["loss"])
         optimizer.zero_grad()
         losses[-1].backward()
