@@ -10,7 +10,8 @@ prompt: without an adapter, with the one picked, and the mean of the two others,
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,9 +21,10 @@ from measure import Mean, Row, argument_parser, held_out, report, start
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from tqdm.auto import trange
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_unified_diffusion import ArrowEngine
+from hf_unified_diffusion.pipelines.autoregressive_writer import AutoregressiveWriter
 from hf_unified_diffusion.training.data_sources import source_model_path
 
 SUBJECTS = {"bible": ("text", "prose_bible"), "cmake": ("text", "docs_cmake"), "python": ("code", "python_packages")}
@@ -64,21 +66,24 @@ def train_adapter(model: PreTrainedModel, rows: Passages, folder: Path, args: ar
     return adapted.eval().unload()
 
 
-@torch.no_grad()
-def nats(model: PeftModel, row: Int[Tensor, "length"]) -> float:
-    """Mean nats a token of a passage after the prompt."""
-    labels = row.clone()
-    labels[:PROMPT_TOKENS] = -100
-    return model(input_ids=row[None], labels=labels[None]).loss.item()
-
-
-def with_adapter(model: PeftModel, name: str | None, row: Int[Tensor, "length"]) -> float:
-    """`nats` under an adapter, or under none."""
+@contextmanager
+def applied(model: PeftModel, name: str | None) -> Iterator[None]:
+    """PEFT's model under an adapter, or under none."""
     if name is None:
         with model.disable_adapter():
-            return nats(model, row)
+            yield
+        return
     model.set_adapter(name)
-    return nats(model, row)
+    yield
+
+
+@torch.no_grad()
+def nats(model: PeftModel, name: str | None, row: Int[Tensor, "length"]) -> float:
+    """Mean nats a token of a passage after the prompt, under an adapter or under none."""
+    labels = row.clone()
+    labels[:PROMPT_TOKENS] = -100
+    with applied(model, name):
+        return model(input_ids=row[None], labels=labels[None]).loss.item()
 
 
 def routed(
@@ -95,8 +100,9 @@ def routed(
         prompts = [tokenizer.decode(row[:PROMPT_TOKENS]) for row in its]
         picked = [router.choose(prompt) for prompt in prompts]
         texts = [engine.generate(prompt, adapter="auto", **options) for prompt in prompts[:num_compared]]
-        named = [engine.generate(prompt, adapter=name, **options) for prompt, name in zip(prompts, picked, strict=True)]
-        expected = [written(theirs, tokenizer, *pair) for pair in zip(prompts[:num_compared], picked, strict=False)]
+        compared = list(zip(prompts, picked, strict=True))[:num_compared]
+        named = [engine.generate(prompt, adapter=name, **options) for prompt, name in compared]
+        expected = [written(theirs, tokenizer, *pair) for pair in compared]
         others = [[name for name in rows if name != chosen] for chosen in picked]
         table.append(
             {
@@ -106,10 +112,10 @@ def routed(
                 "texts compared": num_compared,
                 "auto equals the one named": sum(map(str.__eq__, texts, named)),
                 "equal to transformers and PEFT": sum(map(str.__eq__, texts, expected)),
-                "nats a token, no adapter": Mean.of([with_adapter(theirs, None, row) for row in its]),
-                "the one picked": Mean.of([with_adapter(theirs, *pair) for pair in zip(picked, its, strict=True)]),
+                "nats a token, no adapter": Mean.of([nats(theirs, None, row) for row in its]),
+                "the one picked": Mean.of([nats(theirs, *pair) for pair in zip(picked, its, strict=True)]),
                 "control: the others": Mean.of(
-                    [with_adapter(theirs, name, row) for row, names in zip(its, others, strict=True) for name in names]
+                    [nats(theirs, name, row) for row, names in zip(its, others, strict=True) for name in names]
                 ),
             }
         )
@@ -117,11 +123,11 @@ def routed(
 
 
 @torch.no_grad()
-def written(model: PeftModel, tokenizer: PreTrainedTokenizerFast, prompt: str, name: str) -> str:
-    """What transformers' own `generate` writes under an adapter."""
-    model.set_adapter(name)
+def written(model: PeftModel, tokenizer: PreTrainedTokenizerFast, prompt: str, name: str | None) -> str:
+    """What transformers' own `generate` writes under an adapter, or under none."""
     inputs = tokenizer(prompt, return_tensors="pt")
-    ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    with applied(model, name):
+        ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     return prompt + tokenizer.decode(ids, skip_special_tokens=True)
 
 
@@ -140,10 +146,8 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     args, settings = start(parser)
     file = source_model_path()
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    writer = AutoregressiveWriter.from_pretrained(file, dtype=torch.float32)
+    model, tokenizer = writer.model, writer.tokenizer
     with TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in SUBJECTS}
         engine = ArrowEngine.from_pretrained(args.checkpoint, ar_model=file)

@@ -83,13 +83,12 @@ def guided_by_parts(
     return denoise
 
 
-def check_interval(interval: object) -> tuple[float, float]:
-    """The noise levels at which guidance acts; ValueError unless they are two numbers with 0 <= low <= high <= 1."""
+def check_interval(interval: object) -> None:
+    """Raise ValueError unless these are two noise levels with 0 <= low <= high <= 1."""
     pair = tuple(interval) if isinstance(interval, list | tuple) else ()
     numbers = [value for value in pair if isinstance(value, int | float) and not isinstance(value, bool)]
     if not (len(pair) == len(numbers) == 2 and 0 <= numbers[0] <= numbers[1] <= 1):  # also false for NaN
         raise ValueError(f"guidance_interval must be two numbers with 0 <= low <= high <= 1, got {interval!r}")
-    return numbers[0], numbers[1]
 
 
 def guided_within(interval: tuple[float, float], guided_denoiser: Denoiser, denoiser: Denoiser) -> Denoiser:

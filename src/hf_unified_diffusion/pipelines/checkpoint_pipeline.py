@@ -18,7 +18,7 @@ class CheckpointPipeline(DiffusionPipeline):
     Usage: `class MyPipeline(CheckpointPipeline): ...`, with `parts_of`
     """
 
-    modality = "text"
+    modality: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}
     _interrupt = False
 
