@@ -247,7 +247,7 @@ def test_a_tiny_network_learns_what_colours_are_called(shards):
         ({"loss": "noise"}, "loss must be one of"),
         ({"max_weight": 0.0}, "max_weight must be positive, got 0.0"),
         ({"time_std": 0.0}, "time_std must be positive, got 0.0"),
-        ({"time_mean": math.nan}, "time_mean must be finite, got nan"),
+        ({"time_mean": {"audio": math.nan}}, "time_mean must be finite, got {.audio.: nan}"),
         ({"base_tokens": 0}, "base_tokens must be at least 1, got 0"),
         ({"caption_weight": -1.0}, "caption_weight must be 0 or more, got -1.0"),
     ],

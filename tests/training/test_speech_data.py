@@ -176,6 +176,14 @@ def test_of_sound_and_face_either_is_given_clean_now_and_then(shards):
         FlowConfig(given_rate=2)
 
 
+def test_each_modality_has_times_of_its_own(shards):
+    batch = rows_of(shards, faces=True).batch(0, seed=0)
+    config = FlowConfig(time_mean={"audio": 40.0}, given_rate=0.0)  # all but noise alone
+    *_, (sound, _), (face, _) = speech_layout(batch, config, Generator().manual_seed(0))
+    *_, (_, _), (usual, _) = speech_layout(batch, FlowConfig(given_rate=0.0), Generator().manual_seed(0))
+    assert bool((sound.time == 1).all()) and torch.equal(face.time, usual.time)
+
+
 def face_error(model, batch, told):
     """Squared error of the face at t = 0.7, with the sound given or not."""
     layout, x_0 = lay_out([SpeechRow((), len(sound)) for sound in batch.sounds], 0), stacked_rows(batch.faces, "cpu")

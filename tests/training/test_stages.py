@@ -98,6 +98,7 @@ def test_a_stage_that_is_not_there_is_refused(file):
         (["--mixture", "text=half"], "mixture must be of the form name=int, got 'text=half'"),
         (["--loss_weights", "=1"], "loss_weights must be of the form name=float, got '=1'"),
         (["--modalities", "image"], "modalities must be of .* got \\['image'\\]; others come by latents"),
+        (["--flow_time_mean", "audio"], "flow_time_mean must be of the form name=float, got 'audio'"),
         (["--flow_loss", "noise"], "loss must be one of"),
         (["--evaluation_latents", "0"], "evaluation_latents must be at least 1, got 0"),
     ],

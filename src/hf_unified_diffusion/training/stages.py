@@ -68,7 +68,7 @@ class StageArguments:
     caption_weight: float = 0.0
     flow_loss: str = "velocity"
     flow_max_weight: float = 400.0
-    flow_time_mean: float = 0.0
+    flow_time_mean: list[str] = field(default_factory=list)  # audio=1.5: where training looks, in logits of the time
     flow_time_std: float = 1.0
     flow_base_tokens: int = 16
     quantization_bits: int | None = None  # train against the rounding to so many bits; may start with --resume
@@ -108,7 +108,7 @@ class StageArguments:
         flow = FlowConfig(
             loss=self.flow_loss,
             max_weight=self.flow_max_weight,
-            time_mean=self.flow_time_mean,
+            time_mean=named(self.flow_time_mean, float, "flow_time_mean"),
             time_std=self.flow_time_std,
             base_tokens=self.flow_base_tokens,
             caption_weight=self.caption_weight,
