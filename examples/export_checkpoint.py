@@ -4,6 +4,7 @@ python examples/export_checkpoint.py runs/edge/model
 python examples/export_checkpoint.py runs/edge/model --calibration_rows 48     # rounded to fit training rows
 python examples/export_checkpoint.py runs/edge/model --calibration_rows 48 --packs runs/packs/pack-000   # and pictures
 python examples/export_checkpoint.py runs/edge/model --output_dir my-checkpoint --bits 8
+python examples/export_checkpoint.py runs/edge/model --quantization_scales FOLDER     # of a stage that had the same
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from hf_unified_diffusion import ArrowQuantConfig
+from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.contracts import TOKEN_MODALITIES
 from hf_unified_diffusion.conversion.export import export_checkpoint
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
@@ -22,6 +23,7 @@ from hf_unified_diffusion.training.latent_data import CaptionedLatents
 from hf_unified_diffusion.training.mixture import MicroBatches
 from hf_unified_diffusion.training.pack_speech import open_packed_speech
 from hf_unified_diffusion.training.packs import open_packed_latents, open_packed_tokens
+from hf_unified_diffusion.training.quantization_aware import scales_of
 from hf_unified_diffusion.training.speech_data import SpokenRows
 from hf_unified_diffusion.training.token_data import pack_shards
 
@@ -34,6 +36,7 @@ parser.add_argument("--output_dir", type=Path, default=EMBEDDED_CHECKPOINT)
 parser.add_argument("--bits", type=int, default=4)
 parser.add_argument("--group_size", type=int, default=96)
 parser.add_argument("--int8_modules", nargs="*", default=INT8_MODULES, help="kept at 8 bits")
+parser.add_argument("--quantization_scales", type=Path, help="a rounded checkpoint, whose scales are kept")
 parser.add_argument("--modalities", nargs="+", default=["text", "code"], help="what it was trained for")
 parser.add_argument("--calibration_rows", type=int, default=0, help="training rows that the rounding is fitted to")
 parser.add_argument("--calibration_modalities", nargs="*", default=[], help="those by default")
@@ -43,6 +46,8 @@ parser.add_argument("--packs", type=Path, nargs="*", default=[], help="the sourc
 parser.add_argument("--earlier_stages", type=Path, nargs="*", default=[], help="output_dirs of the stages before")
 parser.add_argument("--sources", nargs="*", default=[], help="of the corpus, that it was trained on; all by default")
 arguments = parser.parse_args()
+if arguments.quantization_scales and arguments.calibration_rows:
+    parser.error("calibration searches scales of its own: give --quantization_scales or --calibration_rows")
 
 quantization = ArrowQuantConfig(
     arguments.bits, arguments.group_size, int8_modules=arguments.int8_modules, modules_to_not_convert=[]
@@ -66,12 +71,16 @@ if arguments.calibration_rows:
     else:
         data = {modality: pack_shards(files, tokenizer, modality, arguments.cache) for modality in tokens}
     calibration = calibration_batches(data, arguments.calibration_rows, tokenizer.mask_token_id, others=others)
+scales = arguments.quantization_scales and scales_of(
+    UnifiedDiffusionModel.from_pretrained(arguments.quantization_scales)
+)
 model = export_checkpoint(
     arguments.model,
     arguments.output_dir,
     quantization,
     arguments.modalities,
     calibration,
+    scales,
     license="apache-2.0",
     base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
     training=training,

@@ -28,6 +28,7 @@ from hf_unified_diffusion.training.likelihood import held_out_likelihood
 from hf_unified_diffusion.training.machine import fast_dtype
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig
+from hf_unified_diffusion.training.quantization_aware import RoundedWeights
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards
 
@@ -112,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     objective = DistillationObjective(model.train(), copy.deepcopy(model), ObjectiveConfig(causal_weight=1.0))
     settings = RunSettings(args.seed, weight_decay=0.0, ema_decay=args.ema_decay)
     data = [TokenRows(packed, args.train_batch_size, args.sequence_length) for packed in train.values()]
-    run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization, codes)
+    rounded = RoundedWeights(model, quantization, codes=codes)
+    run = TrainingRun(accelerator, objective, data, tokenizer, settings, rounded)
     rate = LearningRate(args.learning_rate, args.warmup_steps)
     bar = tqdm(range(args.max_train_steps), unit="step")
     for step in bar:
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name.endswith("/loss")})
     with run.averaged() as averaged:
         # the layers that no calibration row reached are rounded as the dense network's would be
-        quantized = quantize_model(copy.deepcopy(averaged).cpu().eval(), quantization, run.rounded.codes())
+        quantized = quantize_model(copy.deepcopy(averaged).cpu().eval(), quantization, rounded.codes())
     check_budget(held_out_losses(quantized, validation, sizes, args), dense, args.loss_budget)
     stages = {one.name: json.loads((one / "state" / "progress.json").read_text()) for one in args.earlier_stages}
     stages[f"int{args.bits}_distillation"] = asdict(run.progress)

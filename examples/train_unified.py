@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.modeling.vocabulary import truncate_bpe
+from hf_unified_diffusion.training.distillation import DistillationObjective
 from hf_unified_diffusion.training.held_out import HeldOut, held_out_figures
 from hf_unified_diffusion.training.latent_data import CaptionedLatents, LatentShards, open_latents
 from hf_unified_diffusion.training.machine import matmul_rate, precision_of
@@ -33,6 +34,7 @@ from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ScoreNetworkObjective
 from hf_unified_diffusion.training.pack_speech import open_packed_speech
 from hf_unified_diffusion.training.packs import open_packed_latents, open_packed_tokens
+from hf_unified_diffusion.training.quantization_aware import RoundedWeights, scales_of, spread_over_cells
 from hf_unified_diffusion.training.run import LearningRate, TrainingRun, was_saved
 from hf_unified_diffusion.training.run_log import append_record, forget_after
 from hf_unified_diffusion.training.speech_data import SpokenRows, Utterances, open_speech
@@ -66,6 +68,27 @@ def build_model(args: StageArguments, tokenizer) -> UnifiedDiffusionModel:
         for layer in model.shared_transformer.layers:
             layer.compile(dynamic=True)  # one graph for layouts of all sizes
     return model.train()
+
+
+def build_objective(args: StageArguments, model: UnifiedDiffusionModel) -> ScoreNetworkObjective:
+    """What the stage minimises; with a teacher, tokens keep to its answers."""
+    config = args.objective_config()
+    if args.teacher is None:
+        return ScoreNetworkObjective(model, config)
+    teacher = UnifiedDiffusionModel.from_pretrained(args.teacher)
+    return DistillationObjective(model, teacher, config, taught=args.modalities)
+
+
+def rounding(args: StageArguments, model: UnifiedDiffusionModel) -> RoundedWeights | None:
+    """What rounds the weights in every pass, if the stage trains against it."""
+    if args.quantization_bits is None:
+        return None
+    config = ArrowQuantConfig(args.quantization_bits, args.quantization_group_size, args.int8_modules)
+    if args.quantization_scales is None:
+        return RoundedWeights(model, config)
+    scales = scales_of(UnifiedDiffusionModel.from_pretrained(args.quantization_scales))
+    spread_over_cells(model, scales, args.seed)
+    return RoundedWeights(model, config, scales=scales)
 
 
 def open_tokens(args: StageArguments, tokenizer, split: str, modality: str) -> PackedTokens:
@@ -159,14 +182,10 @@ def train(args: StageArguments) -> TrainingRun:
     model = build_model(args, tokenizer)
     for source in latents:
         model.resize_modality(source.modality, source.shards.width)
-    objective = ScoreNetworkObjective(model, args.objective_config())
-    quantization = None
-    if args.quantization_bits is not None:
-        quantization = ArrowQuantConfig(args.quantization_bits, args.quantization_group_size, args.int8_modules)
     settings = args.run_settings()
     sources = (*rows, *latents, *spoken)
     data = [source for source in sources if not settings.shares or source.modality in settings.shares]
-    run = TrainingRun(accelerator, objective, data, tokenizer, settings, quantization)
+    run = TrainingRun(accelerator, build_objective(args, model), data, tokenizer, settings, rounding(args, model))
     if args.resume:
         run.restore(out)
     follow(run, args, unseen_rows | unseen_latents | unseen_speech, bytes_per_token(tokenizer), dtype)
@@ -196,7 +215,7 @@ def follow(run: TrainingRun, args: StageArguments, held_out: HeldOut, sizes, dty
         bar.update()
         bar.set_postfix(pos_s=f"{record['positions_per_s']:.0f}", share=f"{record['matmul_share']:.2f}")
         if is_main and (finished or (step - 1) % args.evaluation_steps == 0):
-            with torch.compiler.set_stance("force_eager"), run.averaged() as model:  # no graph for a few batches
+            with torch.compiler.set_stance("force_eager"), run.averaged() as model, run.as_shipped():
                 found = held_out_figures(model, held_out, sizes, block_lengths)
             bar.write(f"step {step}: {json.dumps(found)}")
             record |= found

@@ -3,6 +3,7 @@
 import copy
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Generator
 from hf_unified_diffusion import UnifiedDiffusionModel
 from hf_unified_diffusion.training.distillation import DistillationObjective
 from hf_unified_diffusion.training.layouts import block_layout
-from hf_unified_diffusion.training.objective import ObjectiveConfig
+from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
 from tests.tiny import save_tiny_checkpoint
 from tests.training.tiny_training import lively_model, random_batch, write_shard
 
@@ -51,6 +52,24 @@ def test_the_loss_is_the_divergence_and_falls_towards_the_teacher() -> None:
     assert all(p.grad is None for p in teacher.parameters())
     optimizer.step()
     assert objective(parts())["loss"] < first["loss"]
+
+
+def test_what_is_not_taught_is_learned_from_data() -> None:
+    """Text keeps to the teacher, code to its documents; with both in one sequence each has its own loss."""
+    teacher, model = lively_model(), lively_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=Generator().manual_seed(1)))
+    config = ObjectiveConfig(causal_weight=1.0)
+    text = parts()
+    code = [(replace(segment, modality="code"), target) for segment, target in parts()]
+    objective = DistillationObjective(model, teacher, config, taught=["text"])
+    taught, learned = DistillationObjective(model, teacher, config), ScoreNetworkObjective(model, config)
+    assert objective(text)["loss"] == taught(text)["loss"]
+    assert objective(code)["loss"] == learned(code)["loss"]
+    mixed = objective([*code[:1], *text[1:]])
+    assert set(mixed) == set(taught(text))
+    assert mixed["loss"] not in (taught([*code[:1], *text[1:]])["loss"], learned([*code[:1], *text[1:]])["loss"])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import torch
 
 from hf_unified_diffusion import ArrowQuantConfig
 from hf_unified_diffusion.quantization import dequantize, quantize, quantize_calibrated
-from hf_unified_diffusion.training.quantization_aware import RoundedWeights, rounded
+from hf_unified_diffusion.quantization.modules import quantize_layer
+from hf_unified_diffusion.training.quantization_aware import RoundedWeights, rounded, scales_of, spread_over_cells
 
 CONFIG = ArrowQuantConfig(bits=4, group_size=32, int8_modules=[], modules_to_not_convert=[])
 
@@ -97,3 +98,52 @@ def test_it_lowers_the_loss_of_the_rounded_network():
         with RoundedWeights(model, config).in_place(), torch.no_grad():
             losses[aware] = (model(x) - y).square().mean().item()
     assert losses[True] < losses[False]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_weights_spread_over_their_cells_round_to_the_levels_they_came_from(bits):
+    config = ArrowQuantConfig(bits=bits, group_size=32, int8_modules=["2"], modules_to_not_convert=[])
+    model = two_layers()
+    layer = quantize_layer(model[0], bits, 32, torch.float32)
+    scales = scales_of(torch.nn.Sequential(layer, quantize_layer(model[2], 8, 32, torch.float32)))
+    assert list(scales) == ["0"]
+    levels = dequantize(layer.weight, scales["0"], bits)
+    model[0].weight.data = levels.clone()
+    other = model[2].weight.detach().clone()
+    spread_over_cells(model, scales, seed=3)
+    steps = (model[0].weight - levels).abs() / scales["0"].float().repeat_interleave(32, dim=1)
+    assert 0.4 < steps.max() < 0.5
+    assert abs(steps.mean() - 0.225) < 0.01
+    assert torch.equal(model[2].weight, other)
+    weights = RoundedWeights(model, config, refresh_every=1, scales=scales)
+    with weights.in_place():
+        assert torch.equal(model[0].weight, levels)
+    assert torch.equal(weights.codes()["0"][0], layer.weight)
+
+
+def test_moved_weights_cross_as_many_borders_as_the_movement_asks_for():
+    """A twentieth of a step moves a network that nearest rounding alone would leave where it is."""
+    model = torch.nn.Sequential(torch.nn.Linear(512, 512))
+    scales = scales_of(torch.nn.Sequential(quantize_layer(model[0], 4, 32, torch.float32)))
+    weights = RoundedWeights(model, CONFIG, scales=scales)
+    with weights.in_place():
+        levels = model[0].weight.detach().clone()
+    inside = levels.abs() < 6 * scales["0"].float().repeat_interleave(32, dim=1)  # the outermost levels have one border
+    step = scales["0"].float().repeat_interleave(32, dim=1)
+    for spread, share in ((False, 0.0), (True, 0.1 / 0.9)):
+        model[0].weight.data = levels.clone()
+        if spread:
+            spread_over_cells(model, scales, seed=0)
+        model[0].weight.data += 0.15 * step
+        with weights.in_place():
+            moved = ((model[0].weight - levels) / step)[inside].mean().item()
+        assert abs(moved - share) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [({"4": torch.ones(8, 3)}, "layers of 4 bits"), ({"2": torch.ones(8, 2)}, "one for 32 of 8 x 96 weights")],
+)
+def test_scales_of_another_network_are_refused(scales, message):
+    with pytest.raises(ValueError, match=message):
+        RoundedWeights(two_layers(), CONFIG, scales=scales)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_unified_diffusion import UnifiedDiffusionModel
+from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
+from hf_unified_diffusion.conversion.export import export_checkpoint
+from hf_unified_diffusion.training.quantization_aware import scales_of
 from hf_unified_diffusion.training.run_log import append_record, read_records
 from tests.tiny import tiny_tokenizer
 from tests.training.tiny_training import TINY_SHAPE, write_shard
@@ -80,6 +82,38 @@ def test_a_run_logs_each_step_and_ends_with_a_model_and_resumes(main, inputs, tm
     finished = (out / "state" / "progress.json").stat().st_mtime_ns
     main(arguments(inputs, out, "--resume", "--max_train_steps", "6"))
     assert (out / "state" / "progress.json").stat().st_mtime_ns == finished
+
+
+def test_a_rounded_checkpoint_trains_on_between_its_levels_and_keeps_its_answers(main, inputs, tmp_path):
+    """Where nothing moves, the pass is the checkpoint's own, nothing is to be learned, and the same codes ship."""
+    main(arguments(inputs, tmp_path / "first", "--max_train_steps", "2"))
+    quantization = ArrowQuantConfig(4, 16, int8_modules=["embeddings"], modules_to_not_convert=[])
+    checkpoint = tmp_path / "checkpoint"
+    export_checkpoint(tmp_path / "first" / "model", checkpoint, quantization, ["text", "code"])
+    going_on = ("--initial_model", "--teacher", "--quantization_scales")
+    rounding = [text for name in going_on for text in (name, str(checkpoint))]
+    rounding += ["--quantization_bits", "4", "--quantization_group_size", "16"]
+
+    def codes_after(out: Path, *more: str) -> dict[str, torch.Tensor]:
+        given = arguments(inputs, out, "--max_train_steps", "2", *rounding, *more)
+        shape = given.index("--config")
+        main(given[:shape] + given[shape + 2 :])
+        scales = scales_of(UnifiedDiffusionModel.from_pretrained(checkpoint))
+        export_checkpoint(out / "model", out / "shipped", quantization, ["text", "code"], scales=scales)
+        shipped = UnifiedDiffusionModel.from_pretrained(out / "shipped")
+        assert all(torch.equal(scale, scales[name]) for name, scale in scales_of(shipped).items())
+        return {name: value for name, value in shipped.state_dict().items() if value.dtype is torch.uint8}
+
+    landed = UnifiedDiffusionModel.from_pretrained(checkpoint).state_dict()
+    still = codes_after(tmp_path / "still", "--learning_rate", "0", "--weight_decay", "0")
+    assert still
+    assert all(torch.equal(value, landed[name]) for name, value in still.items())
+    log = read_records(tmp_path / "still" / "log.jsonl")
+    divergences = [value for record in log for name, value in record.items() if name.endswith("/loss")]
+    assert len(divergences) == 2
+    assert all(abs(value) < 1e-5 for value in divergences)
+    moved = codes_after(tmp_path / "moved", "--learning_rate", "1e-2", "--ema_decay", "0.1")
+    assert any(not torch.equal(value, landed[name]) for name, value in moved.items())
 
 
 def losses(out: Path) -> list[tuple[float, ...]]:

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..folders import replacing
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import ArrowQuantConfig, QuantizedWeight, calibrated_codes, quantize_model
+from ..quantization.integer import Codes
 from ..quantization.modules import can_quantize, dequantize_layer, quantize_layer
 from ..schedulers import MaskedDiffusionScheduler
 from ..training.machine import fast_dtype
+from ..training.quantization_aware import RoundedWeights
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -25,6 +28,7 @@ def export_checkpoint(
     quantization: ArrowQuantConfig,
     supported_modalities: list[str],
     calibration: Sequence[Mapping[str, Any]] = (),
+    scales: Mapping[str, Tensor] | None = None,
     **facts: Any,
 ) -> UnifiedDiffusionModel:
     """Quantize a trained model folder and write all that a pipeline needs; the old destination is replaced at the end.
@@ -32,12 +36,14 @@ def export_checkpoint(
     Args:
         calibration: inputs of the model that decide how the layers are rounded (`training.calibration_rows`); without
             any, each weight goes to its nearest level.
+        scales: of the layers, by module name, that the network was trained to be rounded with
+            (`training.quantization_aware.scales_of`); without any they are searched. Calibration searches its own.
 
     Usage:
         export_checkpoint(Path("runs/edge/model"), Path("edge"), ArrowQuantConfig(bits=4), ["text", "code"])
     """
     model = UnifiedDiffusionModel.from_pretrained(source, dtype=torch.float32)
-    codes = {}
+    codes: Mapping[str, Codes] = {} if scales is None else RoundedWeights(model, quantization, scales=scales).codes()
     if calibration:
         with torch.autocast(model.device.type, fast_dtype(), enabled=fast_dtype() is not torch.float32):
             codes = calibrated_codes(model, quantization, calibration)

@@ -1,51 +1,68 @@
-"""Self-distillation: a network that is being rounded learns to answer as its own dense weights do."""
+"""Distillation: a network that is being rounded, or learns something else, keeps answering as it did before."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..contracts import Segment
+from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .flow_layout import FlowTarget
 from .layouts import IGNORED_LABEL, Target
-from .objective import Losses, ObjectiveConfig, add_flow_error, summed_losses
+from .objective import Losses, ObjectiveConfig, ScoreNetworkObjective, add_flow_error, add_nats, summed_losses
 
 LEAST_LOGIT = -1e4  # of the mask token, which neither network may predict: infinities have no difference
 
 
-class DistillationObjective(nn.Module):
+class DistillationObjective(ScoreNetworkObjective):
     """KL(teacher || model) on the tokens that `ScoreNetworkObjective` would learn from, by the same weights.
 
-    Of latents, the squared distance from the teacher's x_0.
+    Of latents, the squared distance from the teacher's x_0. With `taught` only targets of these modalities are the
+    teacher's, the others are the data's: learning without forgetting (arXiv:1606.09282).
 
     Usage: `losses = DistillationObjective(model, copy.deepcopy(model), ObjectiveConfig())(parts)`
     """
 
-    def __init__(self, model: UnifiedDiffusionModel, teacher: UnifiedDiffusionModel, config: ObjectiveConfig):
-        super().__init__()
-        self.model, self.config = model, config
+    def __init__(
+        self,
+        model: UnifiedDiffusionModel,
+        teacher: UnifiedDiffusionModel,
+        config: ObjectiveConfig,
+        taught: Collection[str] | None = None,
+    ):
+        super().__init__(model, config)
         self.teacher = teacher.requires_grad_(False).eval()
+        self.taught = taught
 
-    def forward(self, parts: Sequence[tuple[Segment, Target | FlowTarget | None]]) -> dict[str, Float[Tensor, ""]]:
+    def is_taught(self, modality: str) -> bool:
+        """Whether targets of a modality are the teacher's."""
+        return self.taught is None or modality in self.taught
+
+    def forward(
+        self, parts: Sequence[tuple[Segment, Target | FlowTarget | None]], controls: Sequence[Control] = ()
+    ) -> dict[str, Float[Tensor, ""]]:
         """The loss and its parts, as those of `ScoreNetworkObjective`, in nats of divergence."""
+        if not any(target is not None and self.is_taught(segment.modality) for segment, target in parts):
+            return super().forward(parts, controls)
         segments = [segment for segment, _ in parts]
-        hidden, _ = self.model.features(segments)
+        hidden, _ = self.model.features(segments, controls=controls)
         with torch.no_grad():
-            wanted, _ = self.teacher.features(segments)
+            wanted, _ = self.teacher.features(segments, controls=controls)
         losses: Losses = {}
         for features, wanted_features, (segment, target) in zip(hidden, wanted, parts, strict=True):
-            if isinstance(target, FlowTarget):
+            if target is not None and not self.is_taught(segment.modality):
+                self.add_losses(losses, features, segment, target)
+            elif isinstance(target, FlowTarget):
                 with torch.no_grad():
                     taught = self.teacher.decode(wanted_features, segment.modality).float()
                 add_flow_error(losses, self.model.decode(features, segment.modality), replace(target, x_0=taught))
             elif target is not None:
                 nats, weight = self.divergence(features, wanted_features, segment.modality, target)
-                kind = "causal" if segment.is_context else "canvas"
-                losses.setdefault(kind, []).append((nats, weight, target.labels.numel()))
+                add_nats(losses, segment, target, nats, weight)
         return summed_losses(losses, self.config)
 
     def divergence(

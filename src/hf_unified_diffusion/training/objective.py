@@ -122,13 +122,16 @@ class ScoreNetworkObjective(nn.Module):
         hidden, _ = self.model.features([segment for segment, _ in parts], controls=controls)
         losses: Losses = {}
         for features, (segment, target) in zip(hidden, parts, strict=True):
-            if isinstance(target, FlowTarget):
-                add_flow_error(losses, self.model.decode(features, segment.modality), target)
-            elif target is not None:
-                nats, weight = self.nats(features, segment.modality, target)
-                kind = "causal" if segment.is_context else "canvas"
-                losses.setdefault(kind, []).append((nats, weight, target.labels.numel()))
+            if target is not None:
+                self.add_losses(losses, features, segment, target)
         return summed_losses(losses, self.config)
+
+    def add_losses(self, losses: Losses, features: Tensor, segment: Segment, target: Target | FlowTarget) -> None:
+        """Put what the model says of a segment, against its data, among the losses."""
+        if isinstance(target, FlowTarget):
+            add_flow_error(losses, self.model.decode(features, segment.modality), target)
+        else:
+            add_nats(losses, segment, target, *self.nats(features, segment.modality, target))
 
     def nats(self, features: Tensor, modality: str, target: Target) -> tuple[Tensor, Tensor]:
         """Cross-entropy and weight of the labelled tokens only; the vocabulary is never unembedded elsewhere."""
@@ -142,6 +145,12 @@ def add_flow_error(losses: Losses, clean: Tensor, target: FlowTarget) -> None:
     """Put the squared errors of a continuous canvas, one a sample, with its weights among the losses."""
     errors = target.errors(clean)
     losses.setdefault("flow", []).append((errors, target.weight, len(errors)))
+
+
+def add_nats(losses: Losses, segment: Segment, target: Target, nats: Tensor, weight: Tensor) -> None:
+    """Put the losses of a segment's tokens, with their weights, among the losses."""
+    kind = "causal" if segment.is_context else "canvas"
+    losses.setdefault(kind, []).append((nats, weight, target.labels.numel()))
 
 
 def summed_losses(losses: Losses, config: ObjectiveConfig) -> dict[str, Float[Tensor, ""]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..quantization import ArrowQuantConfig, dequantize, nearest_levels, quantize
+from ..quantization import ArrowQuantConfig, QuantizedWeight, dequantize, nearest_levels, quantize
 from ..quantization.integer import Codes, pack_levels
 
 WITHIN_CELL = 0.45  # steps from a level that surely round to it
@@ -21,7 +21,10 @@ class RoundedWeights:
 
     Scales are those of `quantize` (least squared error), searched anew every `refresh_every` passes; between searches
     only the rounding is repeated. INT8 layers are left alone: their rounding is below the noise of a step. Layers that
-    `codes` names start where they round to these (see `calibrated_codes`) and keep their scales throughout.
+    `codes` names start where they round to these (see `calibrated_codes`) and keep their scales throughout, and so do
+    layers that `scales` names (see `scales_of`), whose weights are left where they are.
+
+    Raises ValueError for `scales` of other layers, or of other groups.
 
     Usage:
         rounded = RoundedWeights(model, ArrowQuantConfig(bits=4))
@@ -37,14 +40,29 @@ class RoundedWeights:
         config: ArrowQuantConfig,
         refresh_every: int = 50,
         codes: Mapping[str, Codes] | None = None,
+        scales: Mapping[str, Tensor] | None = None,
     ):
         plan = config.bits_of_layers(model)
         modules = dict(model.named_modules())
         self.names = [name for name, bits in plan.items() if bits < 8]
         self.layers = [modules[name] for name in self.names]
-        self.given = {name: found for name, found in (codes or {}).items() if name in self.names}
-        for name, found in self.given.items():
-            modules[name].weight.data = within_cells(modules[name].weight.data, found, config.bits)
+        self.given = dict(scales or {})
+        wrong = sorted(set(self.given) - set(self.names))
+        if wrong:
+            raise ValueError(
+                f"scales must be of layers of {config.bits} bits, got some of {wrong[:3]} ({len(wrong)} layers)"
+            )
+        for name, scale in self.given.items():
+            rows, columns = modules[name].weight.shape
+            if scale.shape != (rows, columns // config.group_size):
+                raise ValueError(
+                    f"scales of {name} must be one for {config.group_size} of {rows} x {columns} weights, "
+                    f"got {tuple(scale.shape)}"
+                )
+        for name in self.names:
+            if codes is not None and name in codes:
+                modules[name].weight.data = within_cells(modules[name].weight.data, codes[name], config.bits)
+                self.given[name] = codes[name][1]
         self.bits, self.group_size, self.refresh_every = config.bits, config.group_size, refresh_every
         self.scales: list[Tensor] = []
         self.passes = 0
@@ -61,14 +79,18 @@ class RoundedWeights:
     def scale_of(self, name: str, layer: nn.Module) -> Tensor:
         """The given scales of a layer, or those that suit its weights now."""
         if name in self.given:
-            return self.given[name][1]
+            return self.given[name].to(layer.weight.device)
         return quantize(layer.weight.detach(), self.bits, self.group_size)[1]
 
     def codes(self) -> dict[str, Codes]:
-        """Codes and scales of the weights as they are now, by module name; to `quantize_model(codes=...)`."""
+        """Codes of the weights as they are now, with the scales of the last pass, by module name.
+
+        They go to `quantize_model(codes=...)`: what is shipped is what was trained.
+        """
         found = {}
-        for name, layer in zip(self.names, self.layers, strict=True):
-            weight, scale = layer.weight.detach().float(), self.scale_of(name, layer)
+        scales = self.scales or [self.scale_of(*pair) for pair in zip(self.names, self.layers, strict=True)]
+        for name, layer, scale in zip(self.names, self.layers, scales, strict=True):
+            weight = layer.weight.detach().float()
             levels = nearest_levels(weight.view(*scale.shape, -1), scale.float()[..., None], self.bits)
             found[name] = pack_levels(levels.view_as(weight), self.bits), scale
         return found
@@ -87,6 +109,30 @@ class RoundedWeights:
         finally:
             for layer, weight in zip(self.layers, dense, strict=True):
                 layer.weight.data = weight
+
+
+def scales_of(model: nn.Module) -> dict[str, Tensor]:
+    """Scales of the INT4 and INT2 layers of a quantized network, by module name; to `RoundedWeights(scales=...)`."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedWeight)}
+    return {name: layer.weight_scale.clone() for name, layer in layers.items() if layer.bits < 8}
+
+
+@torch.no_grad()
+def spread_over_cells(model: nn.Module, scales: Mapping[str, Tensor], seed: int) -> None:
+    """Move the dense weights of the layers that `scales` names to random places around where they are, in place.
+
+    The weights of a network that was rounded before lie in the middle of their cells, and what training adds to one is
+    a twentieth of a step: rounding takes all of it back. Spread evenly over nearly the whole cell they round to the
+    levels they came from until training moves them: then as many cross a border as the movement asks for (dither).
+
+    Usage: `spread_over_cells(model, scales_of(checkpoint), seed=0)`
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, scale in scales.items():
+        weight = model.get_submodule(name).weight
+        offsets = 2 * torch.rand(weight.shape, generator=generator) - 1
+        steps = scale.float().repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
+        weight += (WITHIN_CELL * offsets * steps).to(weight)
 
 
 def within_cells(weight: Tensor, codes: Codes, bits: int) -> Tensor:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,10 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..contracts import Segment
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from ..quantization import ArrowQuantConfig
-from ..quantization.integer import Codes
 from .batched_muon import BatchedMuon
-from .distillation import DistillationObjective
 from .flow_layout import FlowTarget
 from .latent_data import LatentBatch
 from .layouts import Target, TokenBatch
@@ -194,9 +191,8 @@ def remove(folder: Path) -> None:
 class TrainingRun:
     """Model, optimizer, moving average and data of a run; each step is a function of its number.
 
-    With `quantization` the network computes with rounded weights, that start from `codes` if these are given (see
-    `RoundedWeights`); what is saved stays dense. `save_model` writes what is to be kept of the model, an adapter for
-    instance; all of it by default.
+    With `rounded` the network computes with rounded weights; what is saved stays dense. `save_model` writes what is to
+    be kept of the model, an adapter for instance; all of it by default.
 
     Usage:
         data = [TokenRows(packed, rows=8), CaptionedLatents(shards, tokenizer)]
@@ -208,12 +204,11 @@ class TrainingRun:
     def __init__(
         self,
         accelerator: Accelerator,
-        objective: ScoreNetworkObjective | DistillationObjective,
+        objective: ScoreNetworkObjective,
         data: Sequence[MicroBatches],
         tokenizer: PreTrainedTokenizerFast,
         settings: RunSettings,
-        quantization: ArrowQuantConfig | None = None,
-        codes: Mapping[str, Codes] | None = None,
+        rounded: RoundedWeights | None = None,
         save_model: Callable[[UnifiedDiffusionModel, Path], None] = UnifiedDiffusionModel.save_pretrained,
     ):
         self.accelerator, self.tokenizer, self.settings = accelerator, tokenizer, settings
@@ -224,7 +219,7 @@ class TrainingRun:
         self.parameters = trainable_parameters(objective.model, reached_modalities(data), settings.train_only)
         chosen = optimizers_of(objective.model, self.parameters, settings)
         self.objective, *self.optimizers = accelerator.prepare(objective, *chosen)
-        self.rounded = None if quantization is None else RoundedWeights(self.model, quantization, codes=codes)
+        self.rounded = rounded
         self.ema = MovingAverage(self.parameters, settings.ema_decay)
         self.progress = Progress()
         self.maker = ThreadPoolExecutor(max_workers=1)
@@ -267,7 +262,7 @@ class TrainingRun:
     def micro_step(self, batch: MicroBatch, parts: Parts) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; the losses stay on the device, which nobody waits for."""
         accelerator = self.accelerator
-        with nullcontext() if self.rounded is None else self.rounded.in_place():
+        with self.as_shipped():
             losses = self.objective(parts)
             accelerator.backward(losses["loss"] * self.settings.loss_weights.get(batch.modality, 1.0))
         self.progress.tokens += batch.num_tokens * accelerator.num_processes
@@ -318,6 +313,10 @@ class TrainingRun:
     def agreed(self, seconds: float) -> float:
         """The main process' figure in all processes: what follows from the clock must follow in all of them."""
         return broadcast(torch.tensor(seconds, device=self.accelerator.device)).item()
+
+    def as_shipped(self) -> AbstractContextManager[None]:
+        """The weights rounded, where the run trains against it."""
+        return nullcontext() if self.rounded is None else self.rounded.in_place()
 
     @contextmanager
     def averaged(self) -> Iterator[UnifiedDiffusionModel]:

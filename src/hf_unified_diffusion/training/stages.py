@@ -30,6 +30,7 @@ class StageArguments:
     packs: list[str] = field(default_factory=list)  # of `make pack`: data come from these, and from no other folder
     initial_model: str | None = None  # a folder of ours, or with from_autoregressive a Llama- or Qwen-shaped one
     from_autoregressive: bool = False
+    teacher: str | None = None  # a checkpoint whose answers text and code keep, while others learn from data
     layers: list[int] = field(default_factory=list)  # the autoregressive model's layers to keep; all by default
     config: str | None = None  # JSON of UnifiedDiffusionConfig values: start from scratch
     modalities: list[str] = field(default_factory=lambda: ["text", "code"])  # those of tokens
@@ -73,6 +74,7 @@ class StageArguments:
     flow_base_tokens: int = 16
     quantization_bits: int | None = None  # train against the rounding to so many bits; may start with --resume
     quantization_group_size: int = 64
+    quantization_scales: str | None = None  # a rounded checkpoint: training goes on between its levels (decision 26)
     int8_modules: list[str] = field(default_factory=lambda: ["embeddings"])
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -92,6 +94,8 @@ class StageArguments:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.slice_minutes is not None and not self.slice_minutes > 0:
             raise ValueError(f"slice_minutes must be positive, got {self.slice_minutes}")
+        if self.quantization_scales is not None and self.quantization_bits is None:
+            raise ValueError(f"quantization_scales need quantization_bits, got {self.quantization_scales!r} alone")
         check_precision(self.mixed_precision)
         wrong = sorted(set(self.modalities) - set(TOKEN_MODALITIES))
         if wrong:
