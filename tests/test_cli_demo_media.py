@@ -24,11 +24,13 @@ def folder(tmp_path_factory):
 
 
 def test_all_of_it_is_written_and_told(folder, tmp_path, capsys):
-    show_media(folder, ["text", "image", "audio", "avatar"], tmp_path)
+    facts = {"supported_modalities": ["text", "image", "audio", "avatar"], "limits": {"image": "no shapes."}}
+    show_media(folder, facts, tmp_path)
     printed = capsys.readouterr().out
     files = {path.name: path for path in tmp_path.iterdir()}
     assert sorted(files) == ["cloned.wav", "face.gif", "hello.wav", "mouth.json", "pictures.png", "together.wav"]
     assert all(str(path) in printed for path in files.values()) and CAPTIONS[-1] in printed
+    assert printed.count("(image: no shapes.)") == 1
     with Image.open(files["pictures.png"]) as sheet:
         width, height = sheet.size
     assert len(CAPTIONS) % COLUMNS == 0 and width * (len(CAPTIONS) // COLUMNS) == height * COLUMNS
@@ -39,7 +41,7 @@ def test_all_of_it_is_written_and_told(folder, tmp_path, capsys):
 
 
 def test_what_a_checkpoint_was_not_trained_for_is_left_out(folder, tmp_path, capsys):
-    show_media(folder, ["text", "code", "avatar"], tmp_path / "none")
+    show_media(folder, {"supported_modalities": ["text", "code", "avatar"]}, tmp_path / "none")
     assert capsys.readouterr().out == "" and not (tmp_path / "none").exists()
-    show_media(folder, ["audio"], tmp_path)
+    show_media(folder, {"supported_modalities": ["audio"]}, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cloned.wav", "hello.wav"]

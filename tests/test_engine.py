@@ -1,6 +1,7 @@
 """One door, two sides: what the engine gives is what the sides give, for one caller or many."""
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
@@ -324,6 +325,16 @@ def test_what_is_not_there_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"trained for, \['text'\], got 'code'"):
         engine.diffuse("ab", "code")
     engine.close()
+
+
+def test_what_a_checkpoint_does_badly_is_told_once(caplog, monkeypatch):
+    engine = ArrowEngine(tiny_model(), MaskedDiffusionScheduler(mask_token_id=257), tiny_tokenizer())
+    monkeypatch.setattr(logging.getLogger("hf_unified_diffusion"), "propagate", True)
+    engine.model.checkpoint_facts = {"limits": {"code": "it may not parse, 7 of 9 times."}}
+    for modality in ("text", "code", "code"):
+        engine.diffuse("ab", modality, max_new_tokens=2, num_steps=1)
+    engine.close()
+    assert [r.message for r in caplog.records] == ["This checkpoint's limits, code: it may not parse, 7 of 9 times."]
 
 
 def test_seeds_by_prompt_give_what_each_prompt_gives_alone(engine):

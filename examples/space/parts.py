@@ -26,7 +26,7 @@ def seed_of(value: float) -> int | None:
 
 
 def notice(text: str) -> None:
-    """What the checkpoint lacks, above the tab that would need it."""
+    """What the checkpoint lacks or does badly, above the tab that needs it."""
     if text:
         gr.Markdown(text, elem_classes="notice")
 

@@ -20,6 +20,7 @@ from hf_unified_diffusion import ArrowEngine, ArrowStorage, Result, SchemaConstr
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
 from hf_unified_diffusion.conditioning.tool_hints import describe_tools
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, TEXT
+from hf_unified_diffusion.modeling.checkpoint_metadata import limits_of
 from hf_unified_diffusion.pipelines.named_controlnets import TOOLS
 from hf_unified_diffusion.request_queue import Request
 
@@ -69,6 +70,10 @@ class Studio:
         if "image" in modalities and self.engine.vae is None:
             return f"This checkpoint comes without an autoencoder for pictures, so it refuses to draw. {ADVICE}"
         return ""
+
+    def caveats(self, *modalities: str) -> str:
+        """What the checkpoint lacks of these, or else does badly; empty where there is nothing to say."""
+        return self.lacks(*modalities) or "  \n".join(limits_of(self.engine.model.checkpoint_facts, modalities))
 
     def can_be_guided(self) -> bool:
         """Whether the checkpoint has learned to attend to memories."""

@@ -26,7 +26,7 @@ def as_file(picture: Any, folder: Path) -> Path | None:
 
 def draw_tab(studio: Studio) -> None:
     """A picture after a caption, with the network's guess after each step."""
-    notice(studio.lacks("image"))
+    notice(studio.caveats("image"))
     side = studio.picture_side()
     with gr.Row():
         with gr.Column(scale=2):
@@ -62,7 +62,7 @@ def draw_tab(studio: Studio) -> None:
 
 def speak_tab(studio: Studio) -> None:
     """A text in any voice, or in that of a few seconds of somebody's speech."""
-    notice(studio.lacks("audio"))
+    notice(studio.caveats("audio"))
     with gr.Row():
         with gr.Column(scale=2):
             text = gr.Textbox("Good morning. It is five past nine.", label="Text", lines=2, elem_id="speak-text")
@@ -103,7 +103,7 @@ def speak_tab(studio: Studio) -> None:
 
 def joint_tab(studio: Studio) -> None:
     """Words, sound and face of one moment, made together."""
-    notice(studio.lacks("audio", "avatar"))
+    notice(studio.caveats("audio", "avatar"))
     with gr.Row():
         with gr.Column(scale=2):
             text = gr.Textbox("Good morning.", label="Text", lines=2, elem_id="joint-text")

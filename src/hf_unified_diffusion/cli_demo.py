@@ -86,4 +86,4 @@ def demo(chosen: argparse.Namespace) -> None:
         num_tokens = len(output.completion_ids[0])
         print(f"== {title}: {num_tokens} tokens, {output.num_forward_passes} passes, {seconds:.1f} s")
         print(f"{output.texts[0]}\n")
-    show_media(folder, writer.transformer.checkpoint_facts.get("supported_modalities", ()), chosen.output)
+    show_media(folder, writer.transformer.checkpoint_facts, chosen.output)

@@ -1,14 +1,16 @@
 """What `hf-unified-diffusion demo` draws and speaks: files, each from its fixed seed."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from diffusers.utils import make_image_grid
 
 from .codecs.avatar_track import AvatarTrack
 from .codecs.avatar_view import write_gif
 from .media_files import wav_bytes
+from .modeling.checkpoint_metadata import limits_of
 from .pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
 from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
@@ -81,15 +83,20 @@ MEDIA: list[tuple[set[str], str, Callable[[str, Path], Shown]]] = [  # modalitie
 ]
 
 
-def show_media(folder: str, modalities: Collection[str], output: Path) -> None:
-    """Make what a checkpoint of some trained modalities can, and print what it is, where, and how long it took.
+def show_media(folder: str, facts: Mapping[str, Any], output: Path) -> None:
+    """Make what a checkpoint can, and print what it is, where, how long it took, and what is bad about it.
 
-    Usage: `show_media("checkpoint", ["image", "audio"], Path("out/demo"))`
+    Args:
+        facts: of its metadata: `supported_modalities`, none by default, and `limits`.
+
+    Usage: `show_media("checkpoint", model.checkpoint_facts, Path("out/demo"))`
     """
+    modalities = facts.get("supported_modalities", ())
     for needed, codec, make in MEDIA:
         if not needed <= set(modalities) or not (Path(folder) / codec).is_dir():
             continue
         output.mkdir(parents=True, exist_ok=True)
         start = perf_counter()
         title, files = make(folder, output)
-        print(f"== {title}: {perf_counter() - start:.1f} s\n{'  '.join(map(str, files))}\n")
+        print(f"== {title}: {perf_counter() - start:.1f} s", *map(str, files), sep="\n")
+        print(*(f"({limit})" for limit in limits_of(facts, sorted(needed))), sep="\n", end="\n\n")

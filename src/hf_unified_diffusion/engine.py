@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
 
 from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
 from .contracts import Result
@@ -20,6 +21,7 @@ from .evolution.adapter_router import Encode
 from .evolution.adapter_set import AdapterSet
 from .evolution.step_watch import StepWatch
 from .modeling.adapter_folders import SIDES
+from .modeling.checkpoint_metadata import limits_of
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts, load_speech_parts
@@ -45,6 +47,7 @@ PIPELINES = {"text": UnifiedDiffusionTextPipeline, "code": UnifiedDiffusionCodeP
 IMAGE, AUDIO, AVATAR = "image", "audio", "avatar"
 MADE = {IMAGE: "pt", AUDIO: "np"}  # what is no text, and the kind of output that is asked of its pipeline
 DEFAULT_NEW_TOKENS = 128
+logger = logging.get_logger(__name__)
 
 
 class ArrowEngine:
@@ -286,6 +289,7 @@ class ArrowEngine:
             raise ValueError(
                 f"modality must be among those that the checkpoint was trained for, {trained}, got {asked}"
             )
+        self._tell_limits(asked)
         seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
         given = told_together(prompt, asked, options)
         use_adapter = self._adapters_of("diffusion").request(adapter, prompt)
@@ -458,6 +462,12 @@ class ArrowEngine:
             raise ValueError(
                 "modality 'image' needs an autoencoder (a checkpoint folder with 'vae', or vae=), got None"
             )
+        self._tell_limits([modality])
+
+    def _tell_limits(self, modalities: Sequence[str]) -> None:
+        """Warn, once, of what the checkpoint's metadata says that it does badly."""
+        for limit in limits_of(self.model.checkpoint_facts, modalities):
+            logger.warning_once(f"This checkpoint's limits, {limit}")
 
 
 def opened(folder: str | Path, encoder: ScoreNetworkEncoder | None = None, read_only: bool = False) -> "ArrowStorage":

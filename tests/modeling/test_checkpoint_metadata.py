@@ -81,6 +81,7 @@ def test_folders_without_it_or_from_before_versions_load(folder: Path) -> None:
         ({"scheduler": {"type": "masked_diffusion", "num_train_steps": None, "num_inference_steps": 0}}, "at least 1"),
         ({"scheduler": {"type": "masked_diffusion", "num_train_steps": "9", "num_inference_steps": 4}}, "at least 1"),
         ({"consistency_distilled": "no"}, "consistency_distilled"),
+        ({"limits": {"image": 3}}, "limits of metadata.json must be sentences by modality, got {'image': 3}"),
     ],
 )
 def test_metadata_that_breaks_a_rule_is_refused(folder: Path, changes: dict, message: str) -> None:

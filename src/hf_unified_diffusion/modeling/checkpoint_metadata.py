@@ -6,7 +6,7 @@ Written by every `save_pretrained`, read and checked by every `from_pretrained`;
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ def checkpoint_metadata(
 
     Args:
         supported_modalities: those the model was trained for; it may have heads for more. None: all it has heads for.
-        facts: further entries (licence, training, data), JSON values; what follows from the model cannot be set.
+        facts: further entries, JSON values: licence, training, data; `limits`, a sentence for a modality that is done
+            badly, by which users are warned. What follows from the model cannot be set.
 
     Raises ValueError for a modality the model has no head for.
     """
@@ -129,6 +130,9 @@ def check_metadata(metadata: dict[str, Any], config: UnifiedDiffusionConfig) -> 
     if not isinstance(told, dict) or not quantization.items() <= told.items():
         raise ValueError(f"quantization of {METADATA_NAME} must be that of config.json, {quantization}, got {told!r}")
     check_scheduler(metadata.get("scheduler"))
+    limits = metadata.get("limits", {})
+    if not isinstance(limits, dict) or not all(isinstance(limit, str) for limit in limits.values()):
+        raise ValueError(f"limits of {METADATA_NAME} must be sentences by modality, got {limits!r}")
     distilled = metadata.get("consistency_distilled")
     if not isinstance(distilled, bool):
         raise ValueError(f"consistency_distilled of {METADATA_NAME} must be true or false, got {distilled!r}")
@@ -145,6 +149,12 @@ def check_scheduler(scheduler: Any) -> None:
         raise ValueError(
             f"num_inference_steps of {METADATA_NAME} must be at least 1, num_train_steps too or null, got {steps}"
         )
+
+
+def limits_of(facts: Mapping[str, Any], modalities: Iterable[str]) -> list[str]:
+    """Sentences on what a checkpoint does badly of some modalities: `limits` of its metadata, by modality."""
+    limits = facts.get("limits", {})
+    return [f"{modality}: {limits[modality]}" for modality in modalities if modality in limits]
 
 
 def carried_facts(metadata: dict[str, Any]) -> dict[str, Any]:
