@@ -100,6 +100,7 @@ def test_a_stage_that_is_not_there_is_refused(file):
         (["--modalities", "image"], "modalities must be of .* got \\['image'\\]; others come by latents"),
         (["--flow_time_mean", "audio"], "flow_time_mean must be of the form name=float, got 'audio'"),
         (["--flow_loss", "noise"], "loss must be one of"),
+        (["--config", "{}", "--initial_model", "x"], "config starts from scratch and initial_model does not"),
         (["--quantization_scales", "x"], "quantization_scales need quantization_bits, got 'x' alone"),
         (["--evaluation_latents", "0"], "evaluation_latents must be at least 1, got 0"),
     ],

@@ -94,6 +94,10 @@ class StageArguments:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.slice_minutes is not None and not self.slice_minutes > 0:
             raise ValueError(f"slice_minutes must be positive, got {self.slice_minutes}")
+        if self.config is not None and self.initial_model is not None:
+            raise ValueError(
+                f"config starts from scratch and initial_model does not: give one, got {self.initial_model!r}"
+            )
         if self.quantization_scales is not None and self.quantization_bits is None:
             raise ValueError(f"quantization_scales need quantization_bits, got {self.quantization_scales!r} alone")
         check_precision(self.mixed_precision)
