@@ -7,9 +7,14 @@ gated all the same.
 from collections.abc import Mapping
 from typing import Any
 
+from figure_table_media import MEDIA
 from figures import Figure, Job, Source, exact, interval, relative, relative_interval, share_of
 from figures import two_percent_of_perplexity as two_percent
 
+CONTROLNETS = "src/hf_unified_diffusion/assets/unified-diffusion-edge/controlnets"
+TOOLS, REASONING = (
+    (f"--{name}", f"{CONTROLNETS}/{name}", "--ways", "drafts checked") for name in ("tools", "reasoning")
+)
 SHARDS, PICTURES = "data/shards/test", "data/image_pictures/test"
 CODEC = "src/hf_unified_diffusion/assets/unified-diffusion-edge/vae"
 SPEECH, VOCODER = "data/speech/test", "src/hf_unified_diffusion/assets/unified-diffusion-edge/vocoder"
@@ -58,6 +63,14 @@ JOBS: dict[str, Job] = {
     "image_codec": Job("image_codec.py", quick=("--num", "16", "--sizes", "128", "256"), needs=(PICTURES, CODEC)),
     "vocoder": Job("vocoder.py", quick=("--rows", "4"), needs=(SPEECH, VOCODER)),
     "images": Job("images.py", ("--draw",), ("--draw", *FEW_PICTURES.split()), (PICTURES, CODEC)),
+    "speech": Job("speech.py", quick=("--rows", "24"), needs=(SPEECH, VOCODER)),
+    "speech_latency": Job("speech_latency.py", quick=("--repeats", "1"), needs=(VOCODER,)),
+    "avatar": Job("avatar.py", ("--generate",), ("--generate", "--num_clips", "16"), (SPEECH, VOCODER)),
+    "controlnets_tools": Job("controlnets.py", (*TOOLS, "--num", "100"), (*TOOLS, "--num", "12"), (CONTROLNETS,)),
+    "controlnets_reasoning": Job(
+        "controlnets.py", (*REASONING, "--num", "100"), (*REASONING, "--num", "12"), (CONTROLNETS,)
+    ),
+    "energies": Job("energies.py", quick=("--num", "6", "--tokens", "16")),
 }
 
 
@@ -201,75 +214,25 @@ def resources() -> list[Figure]:
     return figures
 
 
-def reconstruction() -> list[Figure]:
-    """Held-out pictures through the image codec; the control has as many numbers, as pixels of a smaller picture."""
+def steering() -> list[Figure]:
+    """What ControlNets and energies do."""
+    calls = Source("controlnets_tools", "Calls of tools", "higher", interval("right values"), "7.4")
+    gains = Source("controlnets_tools", "Calls of tools", "higher", interval("right values, less schema alone"), "7.4")
+    questions = Source("controlnets_reasoning", "Questions", "higher", share_of("questions"), "7.4")
     figures = []
-    columns = (("PSNR dB", "higher"), ("SSIM", "higher"), ("feature distance", "lower"))
-    for size in (128, 256, 512):
-        for column, better in columns:
-            source = Source("image_codec", "Reconstruction", better, interval(column), "4.3")
-            floor = 26.0 if column == "PSNR dB" and size == 256 else None
-            row, control = ({"pixels": size, "pictures": name} for name in ("codec", "control: smaller picture"))
-            figures.append(source.figure(f"Codec at {size} pixels, {column}", row, column, floor, None, control))
-    seams = Source("image_codec", "Reconstruction", "lower", interval("seams"), "4.3")
-    figures.append(seams.figure("Codec at 512 pixels, seams", {"pixels": 512, "pictures": "codec"}, "seams", None, 1.0))
+    for split, what in (("test", "tools as in training"), ("unseen", "of other actions")):
+        under, alone = ({"split": split, "with": way} for way in ("ControlNet", "schema alone"))
+        name = f"Right values of calls under the ControlNet: {what}"
+        figures.append(calls.figure(name, under, "right values", None, 1.0, alone))
+        figures.append(gains.figure(f"{name}, less schema alone", under, "right values, less schema alone", 0.0))
+    under, alone = ({"with": way} for way in ("ControlNet", "prompt alone"))
+    figures.append(questions.figure("Answers in the structure", under, "structure", 0.95, 1.0, alone))
+    right = Source("controlnets_reasoning", "Questions", "higher", interval("right answers"), "7.4")
+    figures.append(right.figure("Right answers to questions", under, "right answers", None, 1.0, alone))
+    for wish in ("forbidden words", "required words", "length, 6 to 9 tokens", "causal likelihood, 32 candidates"):
+        moved = Source("energies", "Texts of", "higher", share_of("could move"), "7.6")
+        figures.append(moved.figure(f"Energies, texts that move: {wish}", {"wish": wish}, "moved", 0.95, 1.0, 0.0))
     return figures
-
-
-def drawing() -> list[Figure]:
-    """Pictures that the checkpoint draws."""
-    far, match = "Distance from real pictures", "Caption match"
-    distances = {
-        "KID x 1000": Source("images", far, "lower", interval("KID x 1000"), "4"),
-        "density": Source("images", far, "higher", relative(0.15), "4"),
-        "coverage": Source("images", far, "higher", share_of("count"), "4"),
-    }
-    figures = []
-    for concepts, floor in (("seen", 0.6), ("held out", 0.3)):
-        drawn, real, shuffled, coarse = (
-            {"concepts": concepts, "pictures": pictures}
-            for pictures in (
-                "drawn", "real (ceiling)", "drawn, control: captions shuffled", "control: real at 16 x 16 pixels"
-            )
-        )  # fmt: skip
-        for k in (1, 5, 10):
-            source, column = Source("images", match, "higher", interval(f"recall at {k}"), "4.2"), f"recall at {k}"
-            figures.append(source.figure(f"Pictures, {concepts}, {column}", drawn, column, None, real, shuffled))
-        share = Source("images", "Drawn over real", "higher", interval("recall at 10"), "4.2")
-        name = f"Pictures, {concepts}, recall at 10 over the real ones'"
-        figures.append(share.figure(name, {"concepts": concepts}, "recall at 10", floor, 1.0))
-        judge = {"judge": "EfficientNet-lite0"}
-        for column, source in distances.items():
-            rows = (drawn | judge, column, None, real | judge, coarse | judge)
-            figures.append(source.figure(f"Pictures, {concepts}, {column}", *rows))
-    for attribute, floor in (("colour", 0.8), ("count", None), ("relation", None)):
-        scenes = Source("images", "Attributes of composed scenes", "higher", interval("accuracy"), "4.2")
-        drawn, real, shuffled = (
-            {"attribute": attribute, "scenes": what}
-            for what in ("drawn", "real (ceiling)", "drawn, control: captions shuffled")
-        )
-        figures.append(scenes.figure(f"Scenes, right {attribute}", drawn, "accuracy", floor, real, shuffled))
-    return figures
-
-
-def speaking() -> list[Figure]:
-    """How much of a voice the audio codec keeps."""
-    vocoder, yardstick = {"way": "vocoder"}, {"way": "Griffin-Lim (yardstick)"}
-    lost = Source("vocoder", "Lost beside the original", "lower", lambda row, value: 0.05, "5.5")
-    errors = Source("vocoder", "Lost beside the original", "lower", lambda row, value: 0.01, "5.5")
-    kept = Source("vocoder", "Resynthesis", "higher", interval("similarity"), "5.5")
-    fast = Source("vocoder", "Decoding 10 s", "higher", relative(0.2), "5.5")
-    of_vocoder, original, shuffled = (
-        {"voices": "all of the teacher", "way": way}
-        for way in ("vocoder", "original (ceiling)", "control: vocoder, tokens in random order")
-    )
-    rate, name = "times faster than real time", "Resynthesis, similarity of the speaker"
-    return [
-        lost.figure("Resynthesis, DNSMOS lost", vocoder, "DNSMOS lost", 0.3, 0.0, yardstick),
-        errors.figure("Resynthesis, WER gained", vocoder, "WER gained", 0.02, 0.0, yardstick),
-        kept.figure(name, of_vocoder, "similarity", None, original, shuffled),
-        fast.figure("Vocoder, times faster than real time", vocoder, rate, 10.0, None, yardstick),
-    ]
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -277,7 +240,6 @@ FIGURES: tuple[Figure, ...] = (
     *writing(),
     *guarantees(),
     *resources(),
-    *reconstruction(),
-    *drawing(),
-    *speaking(),
+    *steering(),
+    *MEDIA,
 )
