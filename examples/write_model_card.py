@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from hf_unified_diffusion.modeling.checkpoint_metadata import limits_of
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +31,7 @@ LIMITS = """\
   and permissively licensed Python (the table of data says which). It knows few facts, and states wrong ones fluently.
 - Trained for {minutes:.0f} minutes, on what the table of training names: it shows the machinery at work and is no
   writer to rely on.
-- Image, audio and avatar heads saw few examples: pictures have colours of the caption and a silhouette but not the
-  shape of a thing, and of what is spoken a recogniser gets more than half of the words wrong. The engine refuses both.
+{limits}
 - It inherits what its source model learned, biases included. Generated code may parse and still be wrong or unsafe."""
 USE = """\
 ```python
@@ -104,7 +104,7 @@ def main() -> None:
     sections = [
         front_matter(metadata),
         "# unified-diffusion-edge",
-        "One diffusion transformer for text and Python code: "
+        "One diffusion transformer for text and Python code, and, badly so far, pictures, speech and faces: "
         f"{metadata['parameters'] / 1e6:.1f}M parameters, {metadata['trunk_share']:.1%} of them in the shared trunk; "
         f"{shape['num_layers']} layers of {shape['hidden_dim']}; {quantization['bits_per_weight']} bits per weight. It "
         f'starts from {metadata["base_model"]} and is the default of `pipeline("unified-diffusion")`.',
@@ -120,7 +120,10 @@ def main() -> None:
         "## Numbers",
         *result_sections(args.results),
         "## Intended use and limits",
-        LIMITS.format(minutes=sum(stage["seconds"] for stage in metadata["training"].values()) / 60),
+        LIMITS.format(
+            minutes=sum(stage["seconds"] for stage in metadata["training"].values()) / 60,
+            limits="\n".join(f"- {limit}" for limit in limits_of(metadata, sorted(metadata.get("limits", {})))),
+        ),
     ]
     text = "\n\n".join(sections) + "\n"
     args.output.write_text(text)

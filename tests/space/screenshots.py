@@ -1,7 +1,6 @@
 """Pictures of the Space at work with the embedded checkpoint: `python -m tests.space.screenshots docs/space`.
 
-It refuses to draw, speak and act, because it saw too little of that; `refused` shows so. To show these tabs at work it
-is told afterwards that it may: what it then draws and says is as poor as its card says.
+What it draws and says is as poor as its card says. For `refused` it is told that it was not trained to draw.
 """
 
 import re
@@ -19,8 +18,8 @@ from hf_unified_diffusion import ArrowEngine
 from tests.space.browser import Visitor, open_chromium
 
 SPACE = Path(__file__).parents[2] / "examples" / "space"
-TRAINED = {"write": "Write", "infill": "Infill", "tools": "Tools by schema", "memory": "Memory"}
-REFUSED = {"draw": "Draw", "speak": "Speak and clone", "joint": "Together"}
+WRITING = {"write": "Write", "infill": "Infill", "tools": "Tools by schema", "memory": "Memory"}
+MEDIA = {"draw": "Draw", "speak": "Speak and clone", "joint": "Together"}
 COLOURS, WIDTH, HEIGHT = 64, 1280, 960
 MANY_WORDS = 60  # characters
 SCORE = re.compile(r"\b0\.\d+\b")  # and not "0.1s", which is a clock
@@ -36,7 +35,7 @@ def main(folder: Path) -> None:
         with TemporaryDirectory() as memory:
             studio = Studio(ArrowEngine.from_pretrained(memory=memory))
             visitor, page = opened(studio, driver)
-            for name, tab in TRAINED.items():
+            for name, tab in WRITING.items():
                 visitor.open_tab(tab)
                 visitor.click(f"{name}-start")
                 if name == "write":
@@ -48,15 +47,20 @@ def main(folder: Path) -> None:
                     visitor.until(lambda: SCORE.search(visitor.text("memory-table")), "scores")
                 if name != "write":
                     shrink(visitor.picture(name, folder))
-            visitor.open_tab(REFUSED["draw"])
+            page.close()
+            facts = studio.engine.model.checkpoint_facts
+            trained = facts["supported_modalities"]
+            facts["supported_modalities"] = ["code", "text"]
+            visitor, page = opened(studio, driver)
+            visitor.open_tab(MEDIA["draw"])
             visitor.click("draw-start")
             visitor.until(lambda: driver.find_elements(By.CSS_SELECTOR, ".toast-close"), "the refusal")
             time.sleep(3)  # it fades in
             shrink(visitor.picture("refused", folder))
             page.close()
-            studio.engine.model.checkpoint_facts["supported_modalities"] = sorted(studio.engine.model.heads)
+            facts["supported_modalities"] = trained
             visitor, page = opened(studio, driver)
-            for name, tab in REFUSED.items():
+            for name, tab in MEDIA.items():
                 visitor.open_tab(tab)
                 visitor.click(f"{name}-start")
                 visitor.wait_for(f"{name}-status", "Done")

@@ -157,6 +157,11 @@ def test_what_a_checkpoint_lacks_is_said_and_refused():
     from hf_unified_diffusion import ArrowEngine
 
     embedded = Studio(ArrowEngine.from_pretrained())
+    facts = embedded.engine.model.checkpoint_facts
+    assert embedded.lacks("image", "audio", "avatar") == "" and "image: " in embedded.caveats("image")
+    assert embedded.caveats("text") == ""
+    facts["supported_modalities"] = ["text", "code"]
+    assert embedded.caveats("image") == embedded.lacks("image")
     assert "no trained pictures" in embedded.lacks("image") and "no trained voice" in embedded.lacks("text", "audio")
     assert not embedded.can_be_guided()
     with pytest.raises(ValueError, match="must be one that the checkpoint was trained for"):

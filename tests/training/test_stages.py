@@ -70,6 +70,12 @@ def test_the_example_is_valid():
     assert stages["quantization_aware"].initial_model == "runs/unified/speech/model"
 
 
+def test_speech_goes_on_from_a_checkpoint_and_between_its_levels():
+    (stage,) = read_stages(EXAMPLE.with_name("speech.toml")).values()
+    assert stage.initial_model == stage.teacher == stage.quantization_scales
+    assert stage.faces and stage.run_settings().shares == {"text": 2, "code": 2, "image": 2, "audio": 6}
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
