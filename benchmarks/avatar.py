@@ -137,9 +137,7 @@ def main() -> None:
     parser.add_argument("--guidance_scale", type=float, default=2.0)
     args, settings = start(parser)
     files = sorted(str(file) for file in args.shards.glob("*.parquet"))
-    rows = Dataset.from_parquet(files).filter(
-        lambda text: bool(text.strip()), input_columns="text"
-    )  # some have no words
+    rows = Dataset.from_parquet(files).filter(bool, input_columns="text")  # some clips have no words
     rows = rows.shuffle(seed=args.seed).select(range(min(args.num_clips, len(rows))))  # of all voices
     checkpoints = []
     if args.generate:

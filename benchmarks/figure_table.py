@@ -11,13 +11,14 @@ from figure_table_media import MEDIA
 from figures import Figure, Job, Source, exact, interval, relative, relative_interval, share_of
 from figures import two_percent_of_perplexity as two_percent
 
-CONTROLNETS = "src/hf_unified_diffusion/assets/unified-diffusion-edge/controlnets"
+EMBEDDED = "src/hf_unified_diffusion/assets/unified-diffusion-edge"
+CONTROLNETS = f"{EMBEDDED}/controlnets"
 TOOLS, REASONING = (
     (f"--{name}", f"{CONTROLNETS}/{name}", "--ways", "drafts checked") for name in ("tools", "reasoning")
 )
 SHARDS, PICTURES = "data/shards/test", "data/image_pictures/test"
-CODEC = "src/hf_unified_diffusion/assets/unified-diffusion-edge/vae"
-SPEECH, VOCODER = "data/speech/test", "src/hf_unified_diffusion/assets/unified-diffusion-edge/vocoder"
+CODEC = f"{EMBEDDED}/vae"
+SPEECH, VOCODER = "data/speech/test", f"{EMBEDDED}/vocoder"
 CHECKED, BLOCKS = "checked drafts of 8, 1 step", "blocks of 4, 1 token a step"
 LENGTHS = "--code_tokens 160 --top_p 0.9 --settings"
 FEW_SCHEMAS = "--num 60 --baseline_every 20 --retries 1 --parts validity"
@@ -228,9 +229,9 @@ def steering() -> list[Figure]:
     under, alone = ({"with": way} for way in ("ControlNet", "prompt alone"))
     figures.append(questions.figure("Answers in the structure", under, "structure", 0.95, 1.0, alone))
     right = Source("controlnets_reasoning", "Questions", "higher", interval("right answers"), "7.4")
+    moved = Source("energies", "Texts of", "higher", share_of("could move"), "7.6")
     figures.append(right.figure("Right answers to questions", under, "right answers", None, 1.0, alone))
     for wish in ("forbidden words", "required words", "length, 6 to 9 tokens", "causal likelihood, 32 candidates"):
-        moved = Source("energies", "Texts of", "higher", share_of("could move"), "7.6")
         figures.append(moved.figure(f"Energies, texts that move: {wish}", {"wish": wish}, "moved", 0.95, 1.0, 0.0))
     return figures
 

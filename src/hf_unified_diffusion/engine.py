@@ -222,6 +222,7 @@ class ArrowEngine:
             options |= {name: value for name, value in chosen.items() if value is not None}
             return self._submit_together(prompt, modality, options, adapter, seed, timeout_s, return_result)
         self._check_modality(modality)
+        self._tell_limits([modality])
         conditioner = self._conditioner(prompt, modality, memory_strength, options) if memory_guided else None
         if options.get("controlnet") is not None:
             options["controlnet"] = self.controlnets.resolve(options["controlnet"], self.model.device)
@@ -462,7 +463,6 @@ class ArrowEngine:
             raise ValueError(
                 "modality 'image' needs an autoencoder (a checkpoint folder with 'vae', or vae=), got None"
             )
-        self._tell_limits([modality])
 
     def _tell_limits(self, modalities: Sequence[str]) -> None:
         """Warn, once, of what the checkpoint's metadata says that it does badly."""

@@ -13,7 +13,7 @@ from ..modeling.control_pass import Control
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .flow_layout import FlowTarget
 from .layouts import IGNORED_LABEL, Target
-from .objective import Losses, ObjectiveConfig, ScoreNetworkObjective, add_flow_error, add_nats, summed_losses
+from .objective import Losses, ObjectiveConfig, ScoreNetworkObjective, add_nats, summed_losses
 
 LEAST_LOGIT = -1e4  # of the mask token, which neither network may predict: infinities have no difference
 
@@ -54,15 +54,18 @@ class DistillationObjective(ScoreNetworkObjective):
             wanted, _ = self.teacher.features(segments, controls=controls)
         losses: Losses = {}
         for features, wanted_features, (segment, target) in zip(hidden, wanted, parts, strict=True):
-            if target is not None and not self.is_taught(segment.modality):
-                self.add_losses(losses, features, segment, target)
-            elif isinstance(target, FlowTarget):
+            if target is None:
+                continue
+            taught = self.is_taught(segment.modality)
+            if taught and not isinstance(target, FlowTarget):
+                nats = self.divergence(features, wanted_features, segment.modality, target)
+                add_nats(losses, segment, target, *nats)
+                continue
+            if taught:
                 with torch.no_grad():
-                    taught = self.teacher.decode(wanted_features, segment.modality).float()
-                add_flow_error(losses, self.model.decode(features, segment.modality), replace(target, x_0=taught))
-            elif target is not None:
-                nats, weight = self.divergence(features, wanted_features, segment.modality, target)
-                add_nats(losses, segment, target, nats, weight)
+                    clean = self.teacher.decode(wanted_features, segment.modality).float()
+                target = replace(target, x_0=clean)
+            self.add_losses(losses, features, segment, target)
         return summed_losses(losses, self.config)
 
     def divergence(

@@ -76,11 +76,14 @@ class RoundedWeights:
         self.passes = state["passes"]
         self.scales = [s.to(layer.weight.device) for s, layer in zip(state["scales"], self.layers, strict=True)]
 
-    def scale_of(self, name: str, layer: nn.Module) -> Tensor:
-        """The given scales of a layer, or those that suit its weights now."""
-        if name in self.given:
-            return self.given[name].to(layer.weight.device)
-        return quantize(layer.weight.detach(), self.bits, self.group_size)[1]
+    def chosen_scales(self) -> list[Tensor]:
+        """Of each layer the given scales, or those that suit its weights now."""
+        return [
+            self.given[name].to(layer.weight.device)
+            if name in self.given
+            else quantize(layer.weight.detach(), self.bits, self.group_size)[1]
+            for name, layer in zip(self.names, self.layers, strict=True)
+        ]
 
     def codes(self) -> dict[str, Codes]:
         """Codes of the weights as they are now, with the scales of the last pass, by module name.
@@ -88,7 +91,7 @@ class RoundedWeights:
         They go to `quantize_model(codes=...)`: what is shipped is what was trained.
         """
         found = {}
-        scales = self.scales or [self.scale_of(*pair) for pair in zip(self.names, self.layers, strict=True)]
+        scales = self.scales or self.chosen_scales()
         for name, layer, scale in zip(self.names, self.layers, scales, strict=True):
             weight = layer.weight.detach().float()
             levels = nearest_levels(weight.view(*scale.shape, -1), scale.float()[..., None], self.bits)
@@ -99,7 +102,7 @@ class RoundedWeights:
     def in_place(self) -> Iterator[None]:
         """Rounded values inside, the dense ones again afterwards, whatever happens."""
         if self.passes % self.refresh_every == 0:
-            self.scales = [self.scale_of(*pair) for pair in zip(self.names, self.layers, strict=True)]
+            self.scales = self.chosen_scales()
         self.passes += 1
         dense = [layer.weight.data for layer in self.layers]
         try:
@@ -131,8 +134,12 @@ def spread_over_cells(model: nn.Module, scales: Mapping[str, Tensor], seed: int)
     for name, scale in scales.items():
         weight = model.get_submodule(name).weight
         offsets = 2 * torch.rand(weight.shape, generator=generator) - 1
-        steps = scale.float().repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
-        weight += (WITHIN_CELL * offsets * steps).to(weight)
+        weight += (offsets * reach_of(scale, weight)).to(weight)
+
+
+def reach_of(scale: Tensor, weight: Tensor) -> Tensor:
+    """How far each weight may be from the level that it rounds to: (rows, groups) of scales to (rows, columns)."""
+    return WITHIN_CELL * scale.float().repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
 
 
 def within_cells(weight: Tensor, codes: Codes, bits: int) -> Tensor:
@@ -142,7 +149,7 @@ def within_cells(weight: Tensor, codes: Codes, bits: int) -> Tensor:
     and they drift without feedback until many flip at once.
     """
     restored = dequantize(*codes, bits)
-    reach = WITHIN_CELL * codes[1].float().repeat_interleave(weight.shape[1] // codes[1].shape[1], dim=1)
+    reach = reach_of(codes[1], weight)
     return (restored + torch.clamp(weight.float() - restored, -reach, reach)).to(weight.dtype)
 
 
