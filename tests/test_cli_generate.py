@@ -118,6 +118,7 @@ def test_bench_tells_what_it_timed(run):
         (("generate", "ab", "--mode", "ar", "--num-steps", "3"), "num_steps must be left out with --mode ar"),
         (("generate", "ab", "--memory-strength", "1"), "need --memory"),
         (("generate", "ab", "--memory", "/nowhere"), "memory must be a folder"),
+        (("draw", "a cat", "-o", "cat.png", "--namespace", "anna"), "need --memory"),
         (("infill", "no gap"), "must hold the mark '____' once, got 0"),
         (("infill", "____ ____"), "got 2"),
         (("draw", "a cat", "-o", "cat.png"), "modality 'image' needs an autoencoder"),

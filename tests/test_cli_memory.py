@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+from PIL import Image
 
 from hf_unified_diffusion.cli import main
 from tests.tiny import save_tiny_checkpoint
@@ -43,6 +44,18 @@ def test_namespaces_and_quarantine(run):
     assert run("search", "secret", "--namespace", "anna") == []
     assert run("list", "--namespace", "anna") == ["1\tquarantine\tsecret"]
     assert run("list") == []
+
+
+def test_pictures_are_remembered_by_their_captions(run, tmp_path, capsys):
+    for name in ("rex", "car"):
+        Image.new("RGB", (40, 30), "red" if name == "car" else "brown").save(tmp_path / f"{name}.png")
+    images = ["--image", str(tmp_path / "rex.png"), "--image", str(tmp_path / "car.png")]
+    assert run("add", "my dog Rex", "the red car", *images) == ["1", "2"]
+    assert run("search", "the red car", "-k", "1") == ["2\t1.000\t(image) the red car"]
+    with pytest.raises(SystemExit) as end:
+        run("add", "my dog Rex", *images)
+    assert end.value.code == 2
+    assert "image must be given once for each text (1), got 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,11 @@ def add_generate(commands: Any) -> None:
             subparser.add_argument("--ar-model", help="name, folder or GGUF file, for --mode ar")
             subparser.add_argument("--stop", action="append", help="a string that ends the text; may be repeated")
             subparser.add_argument("--json-schema", type=Path, help="a file; what is written is such a document")
-            subparser.add_argument("--memory", type=Path, help="a folder of `memory add`, to steer what is written")
+        if command in (generate, draw):
+            what = "its texts steer what is written" if command is generate else "its pictures steer what is drawn"
+            subparser.add_argument("--memory", type=Path, help=f"a folder of `memory add`: {what}")
             subparser.add_argument("--namespace", help="whose memories")
-            subparser.add_argument("--memory-strength", type=float, help="0 is none, 1 as trained")
+            subparser.add_argument("--memory-strength", type=float, help="0 (none) to 10; default: 1")
         if command is infill:
             subparser.add_argument("--mark", default=MARK, help="what stands for the gap (default: %(default)s)")
         if command is speak:
@@ -89,26 +91,20 @@ def add_generate(commands: Any) -> None:
 def generate(chosen: argparse.Namespace) -> None:
     """Write after a prompt, which is given or read from standard input."""
     prompt = text_of(chosen)
-    options = {**numbers_of(chosen), "stop": chosen.stop, "namespace": chosen.namespace}
-    options["memory_strength"] = chosen.memory_strength
+    options = {**numbers_of(chosen), "stop": chosen.stop}
     if chosen.json_schema is not None:
         options["json_schema"] = json.loads(chosen.json_schema.read_text())
-    with_memory = chosen.memory is not None
-    if not with_memory and (chosen.namespace is not None or chosen.memory_strength is not None):
-        raise ValueError("namespace and memory_strength need --memory, got none")
-    if with_memory and not chosen.memory.is_dir():
-        raise ValueError(f"memory must be a folder, got {str(chosen.memory)!r}")
+    steering = memory_of(chosen)
     options = given(options)
     if chosen.mode == "ar":
-        unfit = sorted(options.keys() & {"num_steps", "guidance_scale", "json_schema"}) + ["memory"] * with_memory
+        unfit = sorted(options.keys() & {"num_steps", "guidance_scale", "json_schema"}) + ["memory"] * bool(steering)
         if unfit:
             raise ValueError(f"{', '.join(unfit)} must be left out with --mode ar")
         options |= {"stop_strings": options.pop("stop")} if "stop" in options else {}
         text = str(engine_of(chosen, ar_model=chosen.ar_model).generate(prompt, mode="ar", **options))
         write_text(chosen, text, {"text": text, "mode": "ar"})
         return
-    options |= {"memory_guided": True} if with_memory else {}
-    result = diffused(chosen, engine_of(chosen, memory=chosen.memory), prompt, chosen.modality, options)
+    result = diffused(chosen, engine_of(chosen, memory=chosen.memory), prompt, chosen.modality, options | steering)
     write_text(chosen, result.output, facts_of(result))
 
 
@@ -126,7 +122,8 @@ def infill(chosen: argparse.Namespace) -> None:
 
 def draw(chosen: argparse.Namespace) -> None:
     """Draw a caption into a file."""
-    result = diffused(chosen, engine_of(chosen), text_of(chosen), "image", given(numbers_of(chosen)))
+    options = given(numbers_of(chosen)) | memory_of(chosen)
+    result = diffused(chosen, engine_of(chosen, memory=chosen.memory), text_of(chosen), "image", options)
     Image.fromarray(result.output).save(chosen.output)
     told(chosen, {"file": str(chosen.output), **facts_of(result, of_text=False)}, str(chosen.output))
 
@@ -190,6 +187,18 @@ def bench(chosen: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(),
     }
     told(chosen, facts, "\n".join(f"{name:<14} {value}" for name, value in facts.items()))
+
+
+def memory_of(chosen: argparse.Namespace) -> dict[str, Any]:
+    """How the engine is to be guided by the memory that was named; empty where none was."""
+    options = given({"namespace": chosen.namespace, "memory_strength": chosen.memory_strength})
+    if chosen.memory is None:
+        if options:
+            raise ValueError("namespace and memory_strength need --memory, got none")
+        return {}
+    if not chosen.memory.is_dir():
+        raise ValueError(f"memory must be a folder, got {str(chosen.memory)!r}")
+    return {"memory_guided": True, **options}
 
 
 def engine_of(chosen: argparse.Namespace, **options: Any) -> ArrowEngine:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .codecs.pictures import read_pictures
 from .conditioning.score_network_encoder import ScoreNetworkEncoder
 from .engine import opened
 from .modeling.embedded import EMBEDDED_CHECKPOINT
@@ -30,6 +31,9 @@ def add_memory(commands: Any) -> None:
             parser.add_argument("--checkpoint", default=str(EMBEDDED_CHECKPOINT), help="whose embeddings")
         if action is add:
             parser.add_argument("--source", default="command line", help="where they come from")
+            parser.add_argument(
+                "--image", type=Path, action="append", help="a picture that a text is the caption of; one for each text"
+            )
             parser.add_argument("--quarantine", action="store_true", help="not to be recalled before they are trusted")
         if action is search:
             parser.add_argument("-k", type=int, default=5, help="how many (default: %(default)s)")
@@ -41,18 +45,23 @@ def add_memory(commands: Any) -> None:
 
 
 def memory(chosen: argparse.Namespace) -> None:
-    """Remember, find and forget texts in a folder."""
+    """Remember, find and forget texts and pictures in a folder."""
     chosen.action(chosen)
 
 
 def add(chosen: argparse.Namespace) -> None:
-    """Remember texts; prints their ids."""
+    """Remember texts, or pictures by their captions; prints their ids."""
     texts = texts_of(chosen)
-    status = "quarantine" if chosen.quarantine else "active"
+    told: dict[str, Any] = {"source": chosen.source, "status": "quarantine" if chosen.quarantine else "active"}
+    payloads: list[Any] = texts
+    if chosen.image is not None:
+        if len(chosen.image) != len(texts):
+            raise ValueError(f"image must be given once for each text ({len(texts)}), got {len(chosen.image)}")
+        pictures = read_pictures("image", chosen.image)
+        payloads = [((picture / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy() for picture in pictures]
+        told |= {"captions": texts, "modality": "image"}
     with opened(chosen.folder, ScoreNetworkEncoder.from_pretrained(chosen.checkpoint)) as storage:
-        for row_id, text in zip(
-            storage.add(chosen.namespace, texts, source=chosen.source, status=status), texts, strict=True
-        ):
+        for row_id, text in zip(storage.add(chosen.namespace, payloads, **told), texts, strict=True):
             show(chosen, {"id": row_id, "text": text}, str(row_id))
 
 
@@ -114,9 +123,10 @@ def existing(folder: Path) -> Path:
 
 
 def show_memories(chosen: argparse.Namespace, memories: Iterable["Memory"]) -> None:
-    """Print memories; of pictures and sounds, that they are."""
+    """Print memories; of pictures and sounds, that they are, and their captions."""
     for one in memories:
-        text = one.payload if isinstance(one.payload, str) else f"({one.modality})"
+        caption = one.metadata.get("caption", "")
+        text = one.payload if isinstance(one.payload, str) else f"({one.modality}) {caption}".rstrip()
         rank = one.status if one.score is None else f"{one.score:.3f}"
         facts = {"id": one.id, "text": text, "status": one.status, "score": one.score, "source": one.source}
         show(chosen, {**facts, "metadata": dict(one.metadata)}, f"{one.id}\t{rank}\t{text}")

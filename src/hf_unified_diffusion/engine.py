@@ -192,10 +192,10 @@ class ArrowEngine:
                 a suffix, guidance, energies or `check_drafts=False` one pass for two tokens; for images and
                 speech as the checkpoint says.
             guidance_scale: 1 is none, and so is None, except for images and speech: as the checkpoint says.
-            memory_guided: let what `memory` recalls for the prompt steer text and code.
+            memory_guided: let what `memory` recalls for the prompt steer text and code, or its pictures an image.
             memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained, or, of a network without
                 a trained memory conditioner, as the memories read before the prompt. Other strengths then take twice
-                the passes.
+                the passes. Of images see `UnifiedDiffusionImagePipeline`.
             namespace, num_recalled: whose memories, and how many.
             suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
@@ -246,8 +246,12 @@ class ArrowEngine:
             watch = StepWatch(step, options.pop("callback_on_step_end", None), return_result and modality not in MADE)
             recalls = []
             if conditioner is not None:
-                recalls = conditioner.recall(namespace, as_texts("prompt", prompt), num_recalled)
-                options.update(conditioner.options(recalls, memory_strength))
+                prompts = as_texts("prompt", prompt)
+                recalls = conditioner.recall(
+                    namespace, prompts, num_recalled, modality=IMAGE if modality == IMAGE else None
+                )
+                told = conditioner.picture_options if modality == IMAGE else conditioner.options
+                options.update(told(recalls, memory_strength))
                 step()
             with use_adapter() as applied:
                 output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
@@ -434,10 +438,11 @@ class ArrowEngine:
         """What asks the memory; ValueError where there is none, or nothing to ask it."""
         if self.memory is None:
             raise ValueError("memory_guided needs a memory (an ArrowStorage or its folder), got None")
-        if modality in MADE:
+        if modality == AUDIO:
             raise ValueError(f"memory_guided must be False for {modality}, got True")
         as_texts("prompt", prompt)
-        unfit = ("context", "context_scale", "condition")  # the memory gives these, and memory_strength the scale
+        # the memory gives these, and memory_strength the scale
+        unfit = ("context", "context_scale", "condition", "memory_images", "memory_weights")
         check_left_out("memory_guided", {name: options.get(name) for name in unfit})
         from .memory.memory_conditioner import MemoryConditioner, check_strength  # FAISS and datasets take seconds
 

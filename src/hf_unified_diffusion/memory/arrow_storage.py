@@ -19,7 +19,18 @@ from .database import Database, StorageError
 from .derived_indexes import DerivedIndexes
 from .hopfield import check_beta, hopfield_readout
 from .reading import best_of, checked_memory, find_rows, intact_rows, pages
-from .records import Memory, Payload, check_name, check_status, check_time, metadata_json, unit_vector, unit_vectors
+from .records import (
+    Memory,
+    Payload,
+    captions_of,
+    check_modality,
+    check_name,
+    check_status,
+    check_time,
+    metadata_json,
+    unit_vector,
+    unit_vectors,
+)
 from .rows import (
     Namespace,
     Row,
@@ -124,6 +135,7 @@ class ArrowStorage:
         expires_at: float | None = None,
         sample_rate_hz: int | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        captions: Sequence[str] | None = None,
     ) -> list[int]:
         """Remember things, all or none of them; when it returns they are on the disk.
 
@@ -133,12 +145,14 @@ class ArrowStorage:
         Args:
             namespace: whose memory; 1 to 256 printable characters.
             payloads: one or several of the modality: str, uint8 (H, W, 3) or float32 (samples,).
-            embeddings: one a payload, scaled to length 1; None: texts are embedded by the storage's encoder.
+            embeddings: one a payload, scaled to length 1; None: texts, and captions of anything else, are embedded by
+                the storage's encoder.
             source: where they come from.
             status: "active", or "quarantine" for what nobody has trusted yet.
             expires_at: seconds since 1970 from which on they are not recalled.
             sample_rate_hz: of audio.
             metadata: one JSON object a payload.
+            captions: what a payload is found by instead of itself, one each; kept in its metadata as "caption".
 
         Returns: their ids.
 
@@ -146,11 +160,14 @@ class ArrowStorage:
             ValueError: one of these is not as described, or the namespace holds embeddings of another encoder.
             StorageError: the disk is full, read-only or broken; nothing was added.
 
-        Usage: `storage.add("anna", [waveform], vectors, modality="audio", sample_rate_hz=16_000)`
+        Usage: `storage.add("anna", [pixels], captions=["my dog Rex"], modality="image")`
         """
         items = [payloads] if isinstance(payloads, str | np.ndarray) else list(payloads)
-        vectors = unit_vectors(self._embed(items) if embeddings is None else embeddings) if items else np.empty((0, 1))
+        told = items if captions is None else captions_of(captions, len(items), embeddings)
+        vectors = unit_vectors(self._embed(told) if embeddings is None else embeddings) if items else np.empty((0, 1))
         annotations = [{}] * len(items) if metadata is None else list(metadata)
+        if captions is not None and len(annotations) == len(items):
+            annotations = [{**one, "caption": caption} for one, caption in zip(annotations, told, strict=True)]
         if not len(items) == len(vectors) == len(annotations):
             raise ValueError(
                 f"every payload must have one embedding and one metadata, got {len(items)} payloads, "
@@ -169,7 +186,9 @@ class ArrowStorage:
         ]  # fmt: skip
         return self._insert(namespace, rows)
 
-    def search(self, namespace: str, query: str | Float[np.ndarray, "width"], k: int = 10) -> list[Memory]:
+    def search(
+        self, namespace: str, query: str | Float[np.ndarray, "width"], k: int = 10, modality: str | None = None
+    ) -> list[Memory]:
         """The k nearest active memories of a namespace by inner product of unit vectors, best first.
 
         Exact up to `flat_rows` memories, above them approximate. Never holds anything of another namespace, nor what
@@ -178,9 +197,10 @@ class ArrowStorage:
         Args:
             query: a text for the storage's encoder, or its embedding.
             k: how many, 1 to 16,384; fewer come where there are fewer.
+            modality: only memories of it; where they are few among many others, all are looked through.
 
         Raises:
-            ValueError: a k out of range; a query of another encoder or width.
+            ValueError: a k out of range, an unknown modality; a query of another encoder or width.
             CorruptStorageError: a memory that was found is damaged.
 
         Usage: `[memory.payload for memory in storage.search("anna", "tea", k=3)]`
@@ -188,6 +208,8 @@ class ArrowStorage:
         check_name("namespace", namespace)
         if type(k) is not int or not 0 < k <= MAX_K:
             raise ValueError(f"k must be in 1..{MAX_K}, got {k!r}")
+        if modality is not None:
+            check_modality(modality)
         vector = unit_vector(self._embed([query])[0] if isinstance(query, str) else query)
         place, wanted = self._indexes.last_seen(namespace, len(vector)), k
         is_known = place is not None  # one statement then tells whether it is as it was, and gives the rows
@@ -195,23 +217,29 @@ class ArrowStorage:
             place = self._place(namespace, len(vector))
         while place is not None:
             ids = self._indexes.nearest(place, vector, wanted)
-            state, rows = find_rows(self._database, namespace, ids)
+            state, rows = find_rows(self._database, namespace, ids, modality)
             if is_known and state != (place.number, place.revision, place.last_id):
                 place, is_known = self._place(namespace, len(vector)), False
                 continue
             found, num_live = best_of(self._database, place, rows, vector, k)
             if num_live >= k or len(ids) < wanted:
                 return found
-            wanted *= 4  # some have expired since the index was made
+            wanted *= 4  # some have expired since the index was made, or are of another modality
         return []
 
     def recall(
-        self, namespace: str, query: str | Float[np.ndarray, "width"], k: int = 64, beta: float = 16.0
+        self,
+        namespace: str,
+        query: str | Float[np.ndarray, "width"],
+        k: int = 64,
+        beta: float = 16.0,
+        modality: str | None = None,
     ) -> Recall:
         """The k nearest memories and the readout softmax(beta q K^T) V of their embeddings.
 
         Args:
             beta: at 0 all k count the same, at large values only the nearest.
+            modality: only memories of it.
 
         Raises ValueError as `search` does, and for a beta that is negative or not finite.
 
@@ -220,7 +248,7 @@ class ArrowStorage:
         check_beta(beta)
         if isinstance(query, str):
             query = self._embed([query])[0]
-        memories = self.search(namespace, query, k)
+        memories = self.search(namespace, query, k, modality)
         vector = unit_vector(query)
         keys = np.stack([memory.embedding for memory in memories]) if memories else np.empty((0, len(vector)), "f4")
         keys_tensor = torch.from_numpy(keys)

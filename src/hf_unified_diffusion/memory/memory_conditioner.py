@@ -1,4 +1,4 @@
-"""MemoryConditioner: what a store recalls for a prompt, read before it or as condition tokens to attend to."""
+"""MemoryConditioner: what a store recalls for a prompt, to be read before it, attended to, or drawn after."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .records import Memory
 
 ITEM, TEXT = "memory_item", "memory_text"  # names of the network's condition sources
 MAX_STRENGTH = 10.0
-TEXT_MODALITIES = ("text", "code")
+TEXT_MODALITIES, IMAGE = ("text", "code"), "image"
 
 
 def source_widths(hidden_size: int) -> dict[str, int]:
@@ -69,7 +69,7 @@ class MemoryConditioner:
 
     A network with trained condition sources (`examples/train_memory_conditioner.py`) attends to a `Condition`: of all
     that is recalled the vectors enter (where the store's encoder is the network itself), of the nearest texts every
-    token too. Any other reads the nearest texts before the prompt.
+    token too. Any other reads the nearest texts before the prompt. Pictures lead what is drawn, with any network.
 
     Args:
         model: what writes.
@@ -95,9 +95,11 @@ class MemoryConditioner:
         self.model, self.codec, self.storage, self.encoder = model, TextCodec(tokenizer), storage, encoder
         self.num_read, self.max_tokens = num_read, max_tokens
 
-    def recall(self, namespace: str, prompts: Sequence[str], k: int = 16, beta: float = 16.0) -> list[Recall]:
+    def recall(
+        self, namespace: str, prompts: Sequence[str], k: int = 16, beta: float = 16.0, modality: str | None = None
+    ) -> list[Recall]:
         """The k nearest active memories of each prompt; raises ValueError as `ArrowStorage.recall` does."""
-        return [self.storage.recall(namespace, prompt, k, beta) for prompt in prompts]
+        return [self.storage.recall(namespace, prompt, k, beta, modality) for prompt in prompts]
 
     def options(self, recalls: Sequence[Recall], strength: float = 1.0) -> dict[str, Any]:
         """What a text pipeline is told of what was recalled, one row a recall; nothing where it has no strength.
@@ -114,6 +116,23 @@ class MemoryConditioner:
         if strength == 0 or not any(contexts):
             return {}
         return {"context": contexts, "context_scale": strength}
+
+    def picture_options(self, recalls: Sequence[Recall], strength: float = 1.0) -> dict[str, Any]:
+        """What an image pipeline is told of the pictures that were recalled, a list a recall, with their weights.
+
+        Args:
+            strength: 0 is no memory, up to 10; see `UnifiedDiffusionImagePipeline`.
+
+        Raises ValueError for a strength out of range.
+        """
+        check_strength(strength)
+        pictures, weights = [], []
+        for recall in recalls:
+            pairs = zip(recall.memories, recall.weights.tolist(), strict=True)
+            kept = [(memory.payload, weight) for memory, weight in pairs if memory.modality == IMAGE]
+            pictures.append([picture for picture, _ in kept])
+            weights.append([weight for _, weight in kept])
+        return {"memory_images": pictures, "memory_weights": weights, "memory_strength": strength}
 
     def context(self, memories: Sequence[Memory]) -> str:
         """The nearest texts to read before a prompt, the nearest one last; "" where there is none."""

@@ -36,13 +36,14 @@ def intact_rows(database: Database, namespace: str) -> Iterator[list[tuple[Row, 
 
 
 def find_rows(
-    database: Database, namespace: str, ids: Sequence[int]
+    database: Database, namespace: str, ids: Sequence[int], modality: str | None = None
 ) -> tuple[tuple[int, int, int] | None, list[tuple[int, Row]]]:
     """Number, revision and newest id of a namespace (None: there is none), and its rows of those ids in their order.
 
-    One statement gives both, so that the rows are of that very state.
+    One statement gives both, so that the rows are of that very state. With a modality only its rows are read: what
+    else there is may be large.
     """
-    found = database.look(FOUND, (json.dumps(ids), namespace))
+    found = database.look(FOUND, (json.dumps(ids), modality, namespace))
     rows = [(row[3], Row._make(row[4:])) for row in found if row[3] is not None]
     return (found[0][:3] if found else None), rows
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,8 +111,7 @@ def pack(modality: str, payload: Payload, sample_rate_hz: int | None = None) -> 
 
     Raises ValueError for another modality, a payload that is not of it, or one that is too large.
     """
-    if modality not in PACKERS:
-        raise ValueError(f"modality must be one of {sorted(PACKERS)}, got {modality!r}")
+    check_modality(modality)
     if modality != "audio" and sample_rate_hz is not None:
         raise ValueError(f"sample_rate_hz is for audio only, got {sample_rate_hz!r} for {modality}")
     data, layout = PACKERS[modality][0](payload, sample_rate_hz)
@@ -126,8 +125,7 @@ def unpack(modality: str, data: bytes, layout: str) -> tuple[Payload, int | None
 
     Raises ValueError for bytes and a layout that do not fit each other.
     """
-    if modality not in PACKERS:
-        raise ValueError(f"modality must be one of {sorted(PACKERS)}, got {modality!r}")
+    check_modality(modality)
     try:
         described = json_object(layout)
         return PACKERS[modality][1](data, described), described.get("sample_rate_hz")
@@ -148,6 +146,24 @@ def digest_of(
         encoder.encode(), modality.encode(), layout.encode(), payload, embedding, source.encode(), metadata.encode()
     )  # fmt: skip
     return hashlib.sha256(b"".join((PART_LENGTHS.pack(*map(len, data)), *data))).digest()
+
+
+def captions_of(captions: Sequence[str], count: int, embeddings: object) -> list[str]:
+    """Captions to embed by; raises ValueError unless there is one for each payload, all are text, and no embeddings."""
+    if isinstance(captions, str) or not all(isinstance(caption, str) and caption for caption in captions):
+        raise ValueError(f"captions must be a list of non-empty str, got {captions!r:.80}")
+    if len(captions) != count or embeddings is not None:
+        others = "" if embeddings is None else " and embeddings"
+        raise ValueError(
+            f"captions must be one for each of {count} payloads, without embeddings, got {len(captions)}{others}"
+        )
+    return list(captions)
+
+
+def check_modality(modality: str) -> None:
+    """Raise ValueError unless memories can be of it."""
+    if modality not in PACKERS:
+        raise ValueError(f"modality must be one of {sorted(PACKERS)}, got {modality!r}")
 
 
 def check_name(what: str, name: str) -> None:

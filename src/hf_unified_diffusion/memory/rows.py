@@ -58,7 +58,8 @@ NEWEST = "coalesce((SELECT max(id) FROM memories WHERE namespace = number), 0)"
 NAMESPACE = f"SELECT number, name, encoder, dimension, revision, {NEWEST} FROM namespaces WHERE name = ?"
 FOUND = (
     f"SELECT number, revision, {NEWEST}, m.id, {', '.join(f'm.{name}' for name in Row._fields)} FROM namespaces "
-    "LEFT JOIN json_each(?) AS j LEFT JOIN memories AS m ON m.id = j.value AND m.namespace = number WHERE name = ?"
+    "LEFT JOIN json_each(?1) AS j LEFT JOIN memories AS m ON m.id = j.value AND m.namespace = number "
+    "AND m.modality = coalesce(?2, m.modality) WHERE name = ?3"
 )  # LEFT: the namespace is told where none of the ids is there
 
 

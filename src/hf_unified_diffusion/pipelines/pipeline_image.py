@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ..codecs.image_codec import ImageCodec
 from ..codecs.picture_positions import image_positions
-from ..codecs.pictures import Pictures
+from ..codecs.pictures import Picture, Pictures
 from ..codecs.text_codec import TextCodec, pad_right
+from ..conditioning.energy import check_scale
 from ..conditioning.guidance import guided, guided_within, keeping
 from ..contracts import Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
@@ -43,11 +44,11 @@ from .image_inputs import (
 from .lora import LoraMixin, row_adapters
 from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionImagePipelineOutput
+from .remembered_pictures import RememberedPictures, gather_remembered
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
 
 
-# where neither the call nor the checkpoint's metadata says otherwise
 class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipeline):
     """Draws pictures with a `UnifiedDiffusionModel`.
 
@@ -66,6 +67,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
     """
 
     modality = "image"
+    # where neither the call nor the checkpoint's metadata says otherwise
     defaults: ClassVar[dict[str, Any]] = {
         "num_inference_steps": 16,
         "guidance_scale": 3.0,
@@ -126,6 +128,9 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
+        memory_images: Sequence[Sequence[Picture]] | None = None,
+        memory_weights: Sequence[Sequence[float]] | None = None,
+        memory_strength: float = 1.0,
         adapter_names: Sequence[str | None] | None = None,
         seed: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
@@ -159,6 +164,11 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
                 where there are several ControlNets.
             controlnet_conditioning_scale: the weight of what it adds; one for all, or a list.
             control_guidance_start, control_guidance_end: when it acts, in shares of the noise removed; or lists.
+            memory_images: for each prompt a list of pictures that lead what is drawn, most where the noise is strong
+                (see `conditioning.remembered`); they may be of any size, and a list may be empty.
+            memory_weights: how likely each of them is beforehand; by default all the same.
+            memory_strength: 0 is as without, bit for bit; from 1 on the memory decides how a picture begins, and at 10
+                nearly all of it.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
             seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
@@ -208,13 +218,19 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
         counts = len(rows), num_images_per_prompt, config.bos_token_id, device
         controls = gather_controls(controlnet, hints, *ranges, TextCodec(self.tokenizer), *counts)
+        check_scale("memory_strength", memory_strength)
+        repeats = num_images_per_prompt
+        memory = memory_images, memory_weights, memory_strength
+        remembered = gather_remembered(*memory, size, codec, len(rows) // repeats, repeats)
         generators = row_generators(seed, generator, len(rows), device)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         run = plan_flow(self.scheduler, options.num_inference_steps, math.prod(grid), strength, generators, device)
         self._interrupt = False
         with evaluating(self.transformer), evaluating(self.vae), self.progress_bar(total=len(run.times)) as progress:
             hook = image_step_hook(self, callback_on_step_end, names, run.timesteps, progress)
-            latents, passes = self._draw(rows, grid, given, options, run, hook, device, (controls, row_names))
+            latents, passes = self._draw(
+                rows, grid, given, options, run, hook, device, (controls, row_names, remembered)
+            )
             images = latents
             if output_type != "latent":
                 pixels = self.codec.decode(latents, *size)
@@ -248,16 +264,18 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         run: FlowRun,
         after_step: AfterStep,
         device: torch.device,
-        steering: tuple[Sequence[ControlInput], list[str] | None],
+        steering: tuple[Sequence[ControlInput], list[str] | None, RememberedPictures | None],
     ) -> tuple[Float[Tensor, "batch tokens width"], int]:
         """The tokens of each row's picture, and the passes it took."""
-        controls, adapter_names = steering
+        controls, adapter_names, remembered = steering
         contexts = [self._context(rows.caption_ids, grid, device, adapter_names, controls)]
         denoiser: Denoiser = contexts[0]
         if options.guidance_scale != 1:
             contexts.append(self._context(rows.negative_ids, grid, device, adapter_names))
             steered = guided(contexts[0], contexts[1], options.guidance_scale)
             denoiser = guided_within(options.guidance_interval, steered, contexts[0])
+        if remembered is not None:
+            denoiser = remembered.steer(denoiser, device)
         known = None
         if given is None:
             x_t = FLOW.prior((len(rows), math.prod(grid), self.codec.width), run.generators).to(device)

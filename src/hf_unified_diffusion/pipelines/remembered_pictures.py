@@ -1,0 +1,86 @@
+"""Pictures that steer what is drawn, as the tokens of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..codecs.image_codec import ImageCodec
+from ..codecs.pictures import Picture, Pictures, read_pictures
+from ..conditioning.remembered import steered_by_memory
+from ..contracts import Denoiser
+from ..schedulers.flow_matching import FLOW
+from .image_inputs import resized
+
+
+@dataclass(frozen=True)
+class RememberedPictures:
+    """What steers each row of a batch, and how much; padded with samples of weight 0.
+
+    Attributes:
+        latents: tokens of the pictures in the size of what is drawn.
+        weights: how likely each is beforehand.
+        strength: see `conditioning.remembered`.
+    """
+
+    latents: Float[Tensor, "rows pictures tokens width"]
+    weights: Float[Tensor, "rows pictures"]
+    strength: float
+
+    def steer(self, denoiser: Denoiser, device: torch.device) -> Denoiser:
+        """The denoiser, led by the pictures."""
+        latents, weights = self.latents.to(device), self.weights.to(device)
+        return steered_by_memory(denoiser, latents, weights, self.strength, FLOW)
+
+
+def gather_remembered(
+    given: Sequence[Pictures] | None,
+    weights: Sequence[Sequence[float]] | None,
+    strength: float,
+    size: tuple[int, int],
+    codec: ImageCodec,
+    num_prompts: int,
+    repeats: int,
+) -> RememberedPictures | None:
+    """The pictures of each prompt as tokens, `repeats` rows a prompt; None where there is nothing to remember.
+
+    Raises:
+        ValueError: for pictures that cannot be read, that are not one list for each prompt, or weights that are not one
+            for each picture.
+    """
+    if given is None:
+        if weights is not None:
+            raise ValueError("memory_weights must come with memory_images, got weights alone")
+        return None
+    rows = [list(row) if isinstance(row, list | tuple) else row for row in given] if _is_rows(given) else None
+    if rows is None or len(rows) != num_prompts:
+        got = type(given).__name__ if rows is None else f"{len(rows)} lists"
+        raise ValueError(f"memory_images must be a list of pictures for each of {num_prompts} prompts, got {got}")
+    shares = [[1.0] * len(row) for row in rows] if weights is None else [list(row) for row in weights]
+    if [len(row) for row in shares] != [len(row) for row in rows]:
+        counts = [len(row) for row in rows], [len(row) for row in shares]
+        raise ValueError(f"memory_weights must be one for each picture, {counts[0]}, got {counts[1]}")
+    most = max(len(row) for row in rows)
+    if strength == 0 or most == 0:
+        return None
+    tokens = [_tokens(row, size, codec) for row in rows]
+    latents = torch.zeros(len(rows), most, *tokens[0].shape[1:])
+    padded = torch.zeros(len(rows), most)
+    for row, (found, share) in enumerate(zip(tokens, shares, strict=True)):
+        latents[row, : len(found)], padded[row, : len(share)] = found, torch.tensor(share)
+    return RememberedPictures(latents.repeat_interleave(repeats, 0), padded.repeat_interleave(repeats, 0), strength)
+
+
+def _is_rows(given: object) -> bool:
+    return isinstance(given, list | tuple) and all(isinstance(row, list | tuple) for row in given)
+
+
+def _tokens(row: Sequence[Picture], size: tuple[int, int], codec: ImageCodec) -> Float[Tensor, "pictures tokens width"]:
+    if not row:
+        rows, columns = codec.grid(*size)
+        return torch.zeros(0, rows * columns, codec.width)
+    pictures = read_pictures("memory_images", row)
+    # one at a time: as many as are remembered would need as many times the codec's memory
+    return torch.cat([codec.encode(resized(picture, size)[None]) for picture in pictures]).cpu()
