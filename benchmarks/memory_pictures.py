@@ -170,7 +170,8 @@ def main() -> None:
     notes = [
         f"{len(stored)} pictures, {args.num_recalled} recalled; {args.split} split: concepts not seen in training.",
         f"memory_pictures_shown.png: without, with the memory (strength {args.strengths[0]}), the nearest recalled; "
-        + "; ".join(prompts[:SHOWN]) + ".",
+        + "; ".join(prompts[:SHOWN])
+        + ".",
     ]
     report("memory_pictures", {"Steering": rows, "Control": control}, settings, notes, args.output)
     nearest = [Image.fromarray(recall.memories[0].payload) for recall in recalls]

@@ -35,7 +35,7 @@ from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
 from .request_options import check_left_out, handed_out, made_together, steps_for, told_together
 from .request_queue import Request, RequestQueue, Step, waited_for
-from .schedulers.flow_matching import flow_scheduler
+from .schedulers.flow_matching import picture_scheduler
 from .schedulers.flow_matching import speech_scheduler as flow_scheduler_of_speech
 from .schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -90,7 +90,7 @@ class ArrowEngine:
         self.controlnets = NamedControlNets(None) if controlnets is None else controlnets
         self.vae, self.vocoder = vae, vocoder
         self.speech_scheduler = flow_scheduler_of_speech() if speech_scheduler is None else speech_scheduler
-        self.image_scheduler = flow_scheduler() if image_scheduler is None else image_scheduler
+        self.image_scheduler = picture_scheduler() if image_scheduler is None else image_scheduler
         self.model, self.scheduler, self.tokenizer = model, scheduler, tokenizer
         self.queue = RequestQueue(max_waiting=max_waiting)
         self._ar_model, self._loading = ar_model, Lock()

@@ -14,7 +14,7 @@ from hf_unified_diffusion.modeling.modeling_unified_diffusion import UnifiedDiff
 from hf_unified_diffusion.pipelines.pipeline_code import UnifiedDiffusionCodePipeline
 from hf_unified_diffusion.pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
-from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
+from hf_unified_diffusion.schedulers.flow_matching import picture_scheduler
 from hf_unified_diffusion.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from tests.codecs.vaes import tiny_dc
 
@@ -90,6 +90,6 @@ def vae():
 
 @pytest.fixture
 def image_pipe(model, tokenizer, vae):
-    pipe = UnifiedDiffusionImagePipeline(model, flow_scheduler(), tokenizer, vae)
+    pipe = UnifiedDiffusionImagePipeline(model, picture_scheduler(), tokenizer, vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe

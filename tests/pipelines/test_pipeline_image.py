@@ -208,7 +208,7 @@ def test_a_callback_sees_the_tokens_of_each_step_changes_them_and_interrupts(ima
     options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
     final = latents(image_pipe, "a", **options)
     assert [step for step, _, _ in seen] == [0, 1] and (final == 1).all()
-    assert seen[0][1] == 1000 and seen[1][1] < 1000
+    assert seen[0][1] >= 999 and seen[1][1] < 999  # UniPC's names of times are rounded down
     (preview,) = image_pipe.decode(seen[0][2]["clean_latents"], 64, 96)
     assert preview.size == (96, 64)
     free = latents(image_pipe, "a", num_inference_steps=1)

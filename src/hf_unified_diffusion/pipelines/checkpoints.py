@@ -17,7 +17,7 @@ from ..modeling.diffusers_weights import load_diffusers_model
 from ..modeling.embedded import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..modeling.parquet_weights import find_file, find_weights
-from ..schedulers.flow_matching import flow_scheduler, speech_scheduler
+from ..schedulers.flow_matching import picture_scheduler, speech_scheduler
 from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
@@ -100,7 +100,7 @@ def load_image_parts(
         vae.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     path = Path(folder) / IMAGE_SCHEDULER
     if not path.is_dir():
-        return flow_scheduler(), vae.eval()
+        return picture_scheduler(), vae.eval()
     return class_of(path, SchedulerMixin.config_name, SchedulerMixin).from_pretrained(path), vae.eval()
 
 

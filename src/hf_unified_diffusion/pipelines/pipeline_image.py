@@ -55,7 +55,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
     Args:
         transformer: the score network.
         scheduler: any of diffusers that takes the velocities of a flow: `FlowMatchEulerDiscreteScheduler`,
-            `FlowMatchHeunDiscreteScheduler`, `FlowMapEulerDiscreteScheduler`, ...
+            `FlowMatchHeunDiscreteScheduler`, `UniPCMultistepScheduler` set as in `picture_scheduler()`, ...
         tokenizer: fast, of the network.
         vae: any autoencoder of diffusers for pictures whose tokens have the network's width.
 
@@ -69,7 +69,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
     modality = "image"
     # where neither the call nor the checkpoint's metadata says otherwise
     defaults: ClassVar[dict[str, Any]] = {
-        "num_inference_steps": 16,
+        "num_inference_steps": 10,
         "guidance_scale": 3.0,
         "guidance_interval": (0.0, 1.0),
         "size": 256,
@@ -145,7 +145,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             prompt: the caption; None draws anything. A list makes a batch; a row does not depend on its batch.
             height, width: pixels, multiples of the codec's downsampling; by default those of `image`, else what the
                 checkpoint says, 256. Give both to have `image` and `mask_image` resized.
-            num_inference_steps: None: what the checkpoint says, 16 by default. Heun's method asks the network twice for
+            num_inference_steps: None: what the checkpoint says, 10 by default. Heun's method asks the network twice for
                 each.
             guidance_scale: 1 is none, above it away from `negative_prompt` (or from no prompt), with twice the passes.
                 None: what the checkpoint says, 3 by default.

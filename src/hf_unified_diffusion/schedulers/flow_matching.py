@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
 from jaxtyping import Float
 from torch import Generator, Tensor
 
@@ -17,6 +17,8 @@ from ..processes.times import time_grid
 from .checks import check_integer
 
 FLOW = GaussianFlow()
+# of pictures: 16 tokens (128 pixels a side at 32 pixels a token) have the shift 1, and 256 tokens 4
+SHIFTS = {"base_shift": 0.0, "base_image_seq_len": 16, "max_shift": math.log(4), "max_image_seq_len": 256}
 
 
 def flow_scheduler(**config: Any) -> FlowMatchEulerDiscreteScheduler:
@@ -24,16 +26,29 @@ def flow_scheduler(**config: Any) -> FlowMatchEulerDiscreteScheduler:
 
     A picture of `base_image_seq_len` tokens has the shift exp(base_shift), one of `max_image_seq_len` exp(max_shift),
     and the exponents of others lie on the line through both: more tokens say more about each other, so that it takes
-    more noise to hide as much (arXiv:2403.03206, section 5.3.2). Here 16 tokens (128 pixels a side at 32 pixels a
-    token) have the shift 1, and 256 tokens 4.
+    more noise to hide as much (arXiv:2403.03206, section 5.3.2).
 
     Args:
         config: of `FlowMatchEulerDiscreteScheduler`, instead of these settings.
 
     Usage: `scheduler = flow_scheduler(use_dynamic_shifting=False, shift=3.0)`
     """
-    ours = {"base_shift": 0.0, "base_image_seq_len": 16, "max_shift": math.log(4), "max_image_seq_len": 256}
-    return FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **ours, **config})
+    return FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **SHIFTS, **config})
+
+
+def picture_scheduler(**config: Any) -> UniPCMultistepScheduler:
+    """diffusers' UniPC (arXiv:2302.04867) for flows, with the times of `flow_scheduler`.
+
+    Each step looks back at the one before it, and corrects that by what it finds: ten steps come nearer to the flow's
+    own end than sixteen of Euler's method (docs/decisions/0027).
+
+    Args:
+        config: of `UniPCMultistepScheduler`, instead of these settings.
+
+    Usage: `scheduler = picture_scheduler()`
+    """
+    ours = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
+    return UniPCMultistepScheduler(**{**ours, **config})
 
 
 def speech_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -45,7 +60,11 @@ def speech_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def log_shift(config: Mapping[str, Any], num_tokens: int) -> float:
-    """The logarithm of the shift that a scheduler's config gives a sample of so many tokens (diffusers' `mu`)."""
+    """The logarithm of the shift that a scheduler's config gives a sample of so many tokens (diffusers' `mu`).
+
+    Of schedulers that shift without saying how (UniPC's config has no place for it) it is that of `SHIFTS`.
+    """
+    config = {**SHIFTS, **config}
     low, high = config["base_image_seq_len"], config["max_image_seq_len"]
     share = (num_tokens - low) / (high - low)
     return config["base_shift"] + share * (config["max_shift"] - config["base_shift"])
@@ -54,7 +73,7 @@ def log_shift(config: Mapping[str, Any], num_tokens: int) -> float:
 @dataclass
 class FlowRun:
     """One run of a flow scheduler of diffusers: `FlowMatchEulerDiscreteScheduler`, `FlowMatchHeunDiscreteScheduler`,
-    `FlowMapEulerDiscreteScheduler` or any other that takes velocities and tells its sigmas.
+    `FlowMapEulerDiscreteScheduler`, `UniPCMultistepScheduler` or any other that takes velocities and tells its sigmas.
 
     Attributes:
         scheduler: planned, and of this run alone.
@@ -73,9 +92,11 @@ class FlowRun:
     times: Float[Tensor, "steps"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.times = self.scheduler.sigmas[self.first : len(self.scheduler.timesteps)].float()
+        times = self.scheduler.sigmas[self.first : len(self.scheduler.timesteps)].float()
+        # UniPC begins 1e-6 below 1, as it takes logarithms of what is left: to the network that is 1
+        self.times = torch.where(times > 1 - 1e-5, 1.0, times)
         self.scheduler.set_begin_index(self.first)
-        self._next = self.first
+        self._next, self._last = self.first, None
         draws = "generator" in inspect.signature(self.scheduler.step).parameters
         self._options = {"generator": list(self.generators)} if draws and self.generators else {}
 
@@ -89,7 +110,11 @@ class FlowRun:
         velocity = FLOW.velocity(clean.float(), x_t, t.expand(len(x_t)))
         timestep = self.scheduler.timesteps[self._next]
         self._next += 1
-        return self.scheduler.step(velocity, timestep, x_t, return_dict=False, **self._options)[0]
+        was_moved = self._last is not None and not torch.equal(x_t, self._last)
+        if was_moved and hasattr(self.scheduler, "last_sample"):
+            self.scheduler.last_sample = None  # the corrector would take back what somebody else did
+        self._last = self.scheduler.step(velocity, timestep, x_t, return_dict=False, **self._options)[0]
+        return self._last
 
 
 def plan_flow(
