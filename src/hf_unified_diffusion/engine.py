@@ -289,11 +289,7 @@ class ArrowEngine:
     ) -> Request:
         """Queue a request for an avatar, or for several modalities at once."""
         asked = asked_modalities(modality)
-        trained = self.model.checkpoint_facts.get("supported_modalities", asked)
-        if not set(asked) <= set(trained):
-            raise ValueError(
-                f"modality must be among those that the checkpoint was trained for, {trained}, got {asked}"
-            )
+        self._check_trained(asked)
         self._tell_limits(asked)
         seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
         given = told_together(prompt, asked, options)
@@ -461,13 +457,17 @@ class ArrowEngine:
 
     def _check_modality(self, modality: str) -> None:
         check_choice("modality", modality, (*PIPELINES, *MADE))
-        trained = self.model.checkpoint_facts.get("supported_modalities", [*PIPELINES, *MADE])
-        if modality not in trained:
-            raise ValueError(f"modality must be one that the checkpoint was trained for, {trained}, got {modality!r}")
+        self._check_trained([modality])
         if modality == IMAGE and self.vae is None:
             raise ValueError(
                 "modality 'image' needs an autoencoder (a checkpoint folder with 'vae', or vae=), got None"
             )
+
+    def _check_trained(self, modalities: Sequence[str]) -> None:
+        trained = self.model.checkpoint_facts.get("supported_modalities", modalities)
+        if not set(modalities) <= set(trained):
+            got = ", ".join(map(repr, sorted(set(modalities) - set(trained))))
+            raise ValueError(f"modality must be one that the checkpoint was trained for, {trained}, got {got}")
 
     def _tell_limits(self, modalities: Sequence[str]) -> None:
         """Warn, once, of what the checkpoint's metadata says that it does badly."""

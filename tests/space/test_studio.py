@@ -166,7 +166,7 @@ def test_what_a_checkpoint_lacks_is_said_and_refused():
     assert not embedded.can_be_guided()
     with pytest.raises(ValueError, match="must be one that the checkpoint was trained for"):
         list(embedded.draw("anna", "a red apple", 64, 64))
-    with pytest.raises(ValueError, match="must be among those that the checkpoint was trained for"):
+    with pytest.raises(ValueError, match="must be one that the checkpoint was trained for"):
         list(embedded.act("anna", "Good morning.", False))
     with pytest.raises(ValueError, match="started without a memory"):
         embedded.remember("anna", "tea")
