@@ -59,6 +59,7 @@ JOBS: dict[str, Job] = {
         quick=("--num", "24", "--num_control", "8", "--strengths", "2", "--no_judge"),
         needs=(SHARDS,),
     ),
+    "memory_pictures": Job("memory_pictures.py", (), ("--num", "24", "--num_control", "8"), (PICTURES, CODEC)),
     "memory_crashes": Job("memory_crashes.py", quick=None),
     "image_latency": Job("image_latency.py", quick=("--repeats", "1")),
     "image_codec": Job("image_codec.py", quick=("--num", "16", "--sizes", "128", "256"), needs=(PICTURES, CODEC)),

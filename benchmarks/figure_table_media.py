@@ -66,6 +66,16 @@ def drawing() -> list[Figure]:
     return figures
 
 
+def remembered() -> list[Figure]:
+    """Pictures that remembered ones lead."""
+    figures, row = [], {"memory": "strength 1.0"}
+    truth = {"memory": "the caption's own picture (ceiling)"}
+    for column, best in (("nearer than without", truth), ("nearer than with a wrong memory", None)):
+        led = Source("memory_pictures", "Steering", "higher", interval(column), "6.3")
+        figures.append(led.figure(f"Memory at strength 1, pictures {column}", row, column, 0.8, best, 0.5))
+    return figures
+
+
 def speaking() -> list[Figure]:
     """How much of a voice the audio codec keeps."""
     vocoder, yardstick = {"way": "vocoder"}, {"way": "Griffin-Lim (yardstick)"}
@@ -123,4 +133,4 @@ def spoken() -> list[Figure]:
     ]
 
 
-MEDIA: tuple[Figure, ...] = (*reconstruction(), *drawing(), *speaking(), *spoken())
+MEDIA: tuple[Figure, ...] = (*reconstruction(), *drawing(), *remembered(), *speaking(), *spoken())
