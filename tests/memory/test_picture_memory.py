@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_unified_diffusion import ArrowEngine, ArrowStorage, MaskedDiffusionScheduler
 from hf_unified_diffusion.conditioning.score_network_encoder import ScoreNetworkEncoder
@@ -124,6 +125,18 @@ def test_several_pictures_a_prompt_have_the_memory_of_their_prompt(pipe):
                    memory_strength=1e6)  # fmt: skip
     for row, picture in enumerate([PICTURES[0]] * 2 + [PICTURES[1]] * 2):
         torch.testing.assert_close(images[row], tokens_of(pipe, picture)[0], atol=1e-2, rtol=0)
+
+
+def test_what_a_mask_keeps_is_kept_beside_a_memory(pipe):
+    """What is known is surer than what is remembered."""
+    picture, mask = Image.new("RGB", (96, 64), "teal"), Image.new("L", (96, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    told = {"image": picture, "mask_image": mask, "memory_images": [PICTURES[:1]], "memory_strength": 1e6}
+    (tokens,) = drawn(pipe, "ab", **told)
+    kept, remembered = tokens_of(pipe, picture)[0], tokens_of(pipe, PICTURES[0])[0]
+    left = torch.tensor([True, False, False] * 2)
+    assert torch.equal(tokens[~left], kept[~left])
+    torch.testing.assert_close(tokens[left], remembered[left], atol=1e-2, rtol=0)
 
 
 def test_the_engine_draws_what_the_pipeline_draws_from_what_is_recalled(engine, pipe):
