@@ -66,7 +66,7 @@ def test_at_strength_zero_it_is_the_denoiser_itself_and_at_a_large_one_the_memor
     torch.testing.assert_close(
         steered_by_memory(denoiser, samples, torch.ones(1, 1), 1e6, FLOW)(x_t, time), samples[:, 0]
     )
-    half = steered_by_memory(denoiser, samples, torch.ones(1, 1), 1.25, FLOW)(x_t, time)
+    half = steered_by_memory(denoiser, samples, torch.ones(1, 1), 0.625, FLOW)(x_t, time)
     torch.testing.assert_close(half, (samples[:, 0] + 7.0) / 2)
 
 

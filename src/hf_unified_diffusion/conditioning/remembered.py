@@ -57,12 +57,13 @@ def steered_by_memory(
 ) -> Denoiser:
     """Lead a denoiser of continuous data by what is remembered, most where the noise is strong.
 
-    clean + min(1, strength sigma) (memory - clean): composition, form and colours, which are decided first, come from
+    clean + min(1, 2 strength sigma) (memory - clean): composition, form and colours, which are decided first, come from
     the memory, and what is made of them from the denoiser. Rows whose weights are all 0 stay as they are.
 
     Args:
         samples, weights: as of `remembered`.
-        strength: 0 is the denoiser itself; at infinity what comes out is a sample.
+        strength: 0 is the denoiser itself; at 1 the memory alone is asked while more than half is noise; at infinity
+            what comes out is a sample.
 
     Raises:
         ValueError: for a strength that is negative, infinite or NaN; as `remembered` does.
@@ -79,7 +80,7 @@ def steered_by_memory(
         x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
     ) -> Float[Tensor, "batch *shape"]:
         clean = denoiser(x_t, t, condition)
-        share = (strength * flow.noise_std(t)).clamp(max=1) * has_any.to(t)
+        share = (2 * strength * flow.noise_std(t)).clamp(max=1) * has_any.to(t)
         share = share.view(-1, *[1] * (x_t.ndim - 1))
         return clean + (share * (memory(x_t.to(samples), t) - clean)).to(clean.dtype)
 

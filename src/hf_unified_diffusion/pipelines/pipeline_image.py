@@ -167,8 +167,8 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             memory_images: for each prompt a list of pictures that lead what is drawn, most where the noise is strong
                 (see `conditioning.remembered`); they may be of any size, and a list may be empty.
             memory_weights: how likely each of them is beforehand; by default all the same.
-            memory_strength: 0 is as without, bit for bit; from 1 on the memory decides how a picture begins, and at 10
-                nearly all of it.
+            memory_strength: 0 is as without, bit for bit; at 1 the memory alone decides the first half of a picture,
+                and at 10 nearly all of it.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
             seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
