@@ -1,5 +1,7 @@
 """Remembered pictures: found by their captions, and what they do to a picture that is drawn."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 
 from hf_unified_diffusion import ArrowEngine, ArrowStorage, MaskedDiffusionScheduler
 from hf_unified_diffusion.conditioning.score_network_encoder import ScoreNetworkEncoder
-from hf_unified_diffusion.memory.memory_conditioner import MemoryConditioner
+from hf_unified_diffusion.memory.memory_conditioner import MemoryConditioner, likely
 from hf_unified_diffusion.pipelines.pipeline_image import UnifiedDiffusionImagePipeline
 from tests.codecs.vaes import tiny_dc
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -149,12 +151,24 @@ def test_the_engine_draws_what_the_pipeline_draws_from_what_is_recalled(engine, 
     (recall,) = MemoryConditioner(engine.model, engine.tokenizer, engine.memory).recall(
         "anna", ["my dog"], 2, modality="image"
     )
-    given = {"memory_images": [[m.payload for m in recall.memories]], "memory_weights": [recall.weights.tolist()]}
+    given = {"memory_images": [[m.payload for m in recall.memories]]}
+    given["memory_weights"] = [likely([m.score for m in recall.memories])]
     expected = pipe("my dog", num_inference_steps=4, **given, **SMALL, output_type="pt").images[0]
     assert np.array_equal(result.output, (expected * 255).round().byte().permute(1, 2, 0).numpy())
     zero = engine.diffuse("my dog", "image", memory_guided=True, namespace="anna", memory_strength=0, **options)
     nothing = engine.diffuse("my dog", "image", memory_guided=True, namespace="texts", **options)
     assert np.array_equal(zero, plain) and np.array_equal(nothing, plain)
+
+
+def test_how_likely_a_picture_is_depends_on_the_order_of_scores_not_on_their_scale():
+    scores = [0.9, 0.7, 0.1]
+    weights = likely(scores)
+    assert weights == pytest.approx(likely([0.9 + 0.05 * (s - 0.9) for s in scores]), rel=1e-4)
+    assert weights == sorted(weights, reverse=True) and sum(weights) == pytest.approx(1.0)
+    assert weights[0] / weights[2] == pytest.approx(math.exp(8), rel=1e-4)
+    assert (
+        likely([0.5, 0.5 + 1e-7]) == pytest.approx([0.5, 0.5], rel=1e-2) and likely([0.3]) == [1.0] and not likely([])
+    )
 
 
 @pytest.mark.parametrize(

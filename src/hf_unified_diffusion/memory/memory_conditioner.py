@@ -18,6 +18,7 @@ from .records import Memory
 
 ITEM, TEXT = "memory_item", "memory_text"  # names of the network's condition sources
 MAX_STRENGTH = 10.0
+SHARPNESS, SAME = 8.0, 1e-3  # of what is recalled: see `likely`; scores that differ less are one
 TEXT_MODALITIES, IMAGE = ("text", "code"), "image"
 
 
@@ -118,7 +119,7 @@ class MemoryConditioner:
         return {"context": contexts, "context_scale": strength}
 
     def picture_options(self, recalls: Sequence[Recall], strength: float = 1.0) -> dict[str, Any]:
-        """What an image pipeline is told of the pictures that were recalled, a list a recall, with their weights.
+        """What an image pipeline is told of the pictures that were recalled, a list a recall, and how likely each is.
 
         Args:
             strength: 0 is no memory, up to 10; see `UnifiedDiffusionImagePipeline`.
@@ -128,10 +129,9 @@ class MemoryConditioner:
         check_strength(strength)
         pictures, weights = [], []
         for recall in recalls:
-            pairs = zip(recall.memories, recall.weights.tolist(), strict=True)
-            kept = [(memory.payload, weight) for memory, weight in pairs if memory.modality == IMAGE]
-            pictures.append([picture for picture, _ in kept])
-            weights.append([weight for _, weight in kept])
+            kept = [memory for memory in recall.memories if memory.modality == IMAGE]
+            pictures.append([memory.payload for memory in kept])
+            weights.append(likely([memory.score or 0.0 for memory in kept]))
         return {"memory_images": pictures, "memory_weights": weights, "memory_strength": strength}
 
     def context(self, memories: Sequence[Memory]) -> str:
@@ -200,6 +200,19 @@ def padded_rows(
     counts = torch.tensor([len(row) for row in rows], device=rows[0].device)
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return padded, torch.arange(padded.shape[1], device=counts.device) < counts[:, None]
+
+
+def likely(scores: Sequence[float]) -> list[float]:
+    """Softmax of scores over their range times 8: the worst counts e^-8 of the best, equal ones count the same.
+
+    By their range, because encoders differ in how near all their vectors are: between captions of unlike things the
+    network's own cosine is 0.8, MiniLM's 0.2, and no one temperature suits both.
+    """
+    if not scores:
+        return []
+    values = torch.tensor(scores)
+    span = (values.max() - values.min()).clamp_min(SAME)
+    return (SHARPNESS * (values - values.max()) / span).softmax(dim=0).tolist()
 
 
 def has_sources(model: UnifiedDiffusionModel) -> bool:
