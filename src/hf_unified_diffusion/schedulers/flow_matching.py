@@ -52,11 +52,11 @@ def picture_scheduler(**config: Any) -> UniPCMultistepScheduler:
 
 
 def speech_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """diffusers' Euler scheduler with more of its steps where there is much noise.
+    """diffusers' Euler scheduler with more of its steps where there is much noise: there words are decided.
 
     Usage: `scheduler = speech_scheduler()`
     """
-    return flow_scheduler(use_dynamic_shifting=False, shift=2.0)
+    return flow_scheduler(use_dynamic_shifting=False, shift=4.0)
 
 
 def log_shift(config: Mapping[str, Any], num_tokens: int) -> float:
