@@ -73,7 +73,7 @@ def test_the_example_is_valid():
 def test_speech_goes_on_from_a_checkpoint_and_between_its_levels():
     (stage,) = read_stages(EXAMPLE.with_name("speech.toml")).values()
     assert stage.initial_model == stage.teacher == stage.quantization_scales
-    assert stage.faces and stage.run_settings().shares == {"text": 2, "code": 2, "image": 2, "audio": 6}
+    assert stage.faces and stage.run_settings().shares == {"text": 2, "code": 2, "image": 4, "audio": 6}
 
 
 @pytest.mark.parametrize(
