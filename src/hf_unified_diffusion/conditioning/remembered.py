@@ -82,6 +82,6 @@ def steered_by_memory(
         clean = denoiser(x_t, t, condition)
         share = (2 * strength * flow.noise_std(t)).clamp(max=1) * has_any.to(t)
         share = share.view(-1, *[1] * (x_t.ndim - 1))
-        return clean + (share * (memory(x_t.to(samples), t) - clean)).to(clean.dtype)
+        return clean + (share * (memory(x_t.to(samples), t, condition) - clean)).to(clean.dtype)
 
     return denoise

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..codecs.image_codec import ImageCodec
-from ..codecs.pictures import Picture, Pictures, read_pictures
+from ..codecs.pictures import Picture, read_pictures
 from ..conditioning.remembered import steered_by_memory
 from ..contracts import Denoiser
 from ..schedulers.flow_matching import FLOW
@@ -36,7 +36,7 @@ class RememberedPictures:
 
 
 def gather_remembered(
-    given: Sequence[Pictures] | None,
+    given: Sequence[Sequence[Picture]] | None,
     weights: Sequence[Sequence[float]] | None,
     strength: float,
     size: tuple[int, int],
@@ -54,9 +54,9 @@ def gather_remembered(
         if weights is not None:
             raise ValueError("memory_weights must come with memory_images, got weights alone")
         return None
-    rows = [list(row) if isinstance(row, list | tuple) else row for row in given] if _is_rows(given) else None
-    if rows is None or len(rows) != num_prompts:
-        got = type(given).__name__ if rows is None else f"{len(rows)} lists"
+    rows = [list(row) for row in given if isinstance(row, list | tuple)] if isinstance(given, list | tuple) else []
+    if len(rows) != num_prompts or len(rows) != len(given):
+        got = f"{len(rows)} lists" if rows else type(given).__name__
         raise ValueError(f"memory_images must be a list of pictures for each of {num_prompts} prompts, got {got}")
     shares = [[1.0] * len(row) for row in rows] if weights is None else [list(row) for row in weights]
     if [len(row) for row in shares] != [len(row) for row in rows]:
@@ -71,10 +71,6 @@ def gather_remembered(
     for row, (found, share) in enumerate(zip(tokens, shares, strict=True)):
         latents[row, : len(found)], padded[row, : len(share)] = found, torch.tensor(share)
     return RememberedPictures(latents.repeat_interleave(repeats, 0), padded.repeat_interleave(repeats, 0), strength)
-
-
-def _is_rows(given: object) -> bool:
-    return isinstance(given, list | tuple) and all(isinstance(row, list | tuple) for row in given)
 
 
 def _tokens(row: Sequence[Picture], size: tuple[int, int], codec: ImageCodec) -> Float[Tensor, "pictures tokens width"]:
