@@ -25,7 +25,9 @@ def pictures(colours: list[str]) -> list[Picture]:
 def test_what_is_drawn_is_the_pipelines_and_depends_on_no_batch(tmp_path: Path) -> None:
     pipe = UnifiedDiffusionImagePipeline(tiny_model(), flow_scheduler(), tiny_tokenizer(), tiny_dc(128))
     pipe.save_pretrained(tmp_path)
-    args = Namespace(draw=True, checkpoint=tmp_path, device="cpu", size=32, steps=2, guidance=1.0, batch_size=2, seed=5)
+    args = Namespace(
+        draw=True, checkpoint=tmp_path, device="cpu", size=32, steps=2, guidance=1.0, batch_size=2, seed=5, memory=None
+    )
     paint = painter(args)
     assert paint is not None
     drawn = painted(pictures(["red", "green", "blue"]), paint)
