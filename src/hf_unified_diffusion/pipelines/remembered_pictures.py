@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Picture, read_pictures
+from ..conditioning.energy import check_scale
 from ..conditioning.remembered import steered_by_memory
 from ..contracts import Denoiser
 from ..schedulers.flow_matching import FLOW
@@ -48,7 +49,7 @@ def gather_remembered(
 
     Raises:
         ValueError: for pictures that cannot be read, that are not one list for each prompt, or weights that are not one
-            for each picture.
+            finite number of at least 0 for each picture.
     """
     if given is None:
         if weights is not None:
@@ -62,6 +63,8 @@ def gather_remembered(
     if [len(row) for row in shares] != [len(row) for row in rows]:
         counts = [len(row) for row in rows], [len(row) for row in shares]
         raise ValueError(f"memory_weights must be one for each picture, {counts[0]}, got {counts[1]}")
+    for share in (share for row in shares for share in row):
+        check_scale("memory_weights", share)
     most = max(len(row) for row in rows)
     if strength == 0 or most == 0:
         return None
