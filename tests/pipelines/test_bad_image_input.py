@@ -60,8 +60,9 @@ BAD = [
     ({"memory_images": [[PICTURE]], "memory_weights": [[1, 1]]}, r"one for each picture, \[1\], got \[2\]"),
     (
         {"memory_images": [[PICTURE]], "memory_weights": [[-1.0]]},
-        "weights must be finite, at least 0, .* from -1 to -1",
+        "memory_weights must be a finite number .* got -1.0",
     ),
+    ({"memory_images": [[PICTURE]], "memory_weights": [["x"]]}, "memory_weights must be a finite number .* got 'x'"),
     ({"memory_weights": [[1.0]]}, "memory_weights must come with memory_images"),
     ({"memory_images": [[PICTURE]], "memory_strength": math.inf}, "memory_strength must be a finite number .* got inf"),
     ({"seed": -1}, "seed must be at least 0, got -1"),
