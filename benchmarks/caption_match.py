@@ -48,8 +48,15 @@ class CaptionMatcher:
         self, features: Float[Tensor, "pictures features"], embeddings: Float[Tensor, "captions width"]
     ) -> Float[Tensor, "pictures captions"]:
         """Cosines of every picture with every caption."""
-        predicted = ((features - self.mean) / self.deviation) @ self.weight
-        return F.normalize(predicted, dim=1) @ F.normalize(embeddings - self.usual, dim=1).T
+        return self.of_pictures(features) @ self.of_captions(embeddings).T
+
+    def of_pictures(self, features: Float[Tensor, "pictures features"]) -> Float[Tensor, "pictures width"]:
+        """Unit vectors of pictures in the space of captions."""
+        return F.normalize(((features - self.mean) / self.deviation) @ self.weight, dim=1)
+
+    def of_captions(self, embeddings: Float[Tensor, "captions width"]) -> Float[Tensor, "captions width"]:
+        """Unit vectors of captions in the same space."""
+        return F.normalize(embeddings - self.usual, dim=1)
 
 
 def caption_targets(pictures: Sequence[Picture], encoder: SentenceEncoder) -> Float[Tensor, "pictures width"]:

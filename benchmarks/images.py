@@ -23,13 +23,12 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
-import numpy
 from caption_match import CaptionMatcher, caption_targets, fit_on_train, recall_rows
 from diffusers.utils import make_image_grid
 from evaluators import EfficientNetFeatures, RandomFeatures, SentenceEncoder, features_of
 from image_metrics import density_and_coverage, kid_with_interval
 from measure import Mean, Row, argument_parser, report, start
-from pictures import Picture, choose, coarse, is_drawing, is_scene, one_per_concept, opened, read_rows
+from pictures import Picture, choose, coarse, is_drawing, is_scene, one_per_concept, opened, read_rows, remember
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scene_attributes import GRID, SceneJudge, attribute_rows
@@ -86,8 +85,7 @@ def remembering(args: argparse.Namespace, pipe: "UnifiedDiffusionImagePipeline")
     folder = mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     storage = ArrowStorage(folder, ScoreNetworkEncoder(pipe.transformer, pipe.tokenizer, "the network itself"))
-    captions = [picture.caption for picture in pictures]
-    storage.add("all", [numpy.asarray(picture.image) for picture in pictures], captions=captions, modality="image")
+    remember(storage, pictures)
     return MemoryConditioner(pipe.transformer, pipe.tokenizer, storage)
 
 

@@ -20,15 +20,12 @@ import numpy as np
 import torch
 from caption_match import CaptionMatcher
 from diffusers.utils import make_image_grid
-from evaluators import EfficientNetFeatures, SentenceEncoder, features_of
+from evaluators import EfficientNetFeatures, features_of
 from images import fitted_matcher
-from jaxtyping import Float
 from measure import Row, argument_parser, report, start
 from memory_guidance import MiniLM, share
-from pictures import Picture, choose, is_drawing
+from pictures import Picture, choose, is_drawing, remember
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from hf_unified_diffusion import ArrowStorage, UnifiedDiffusionImagePipeline
@@ -37,21 +34,6 @@ from hf_unified_diffusion.memory.memory_conditioner import MemoryConditioner
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 
 SHOWN = 8
-
-
-class Eye:
-    """Unit vectors of pictures in the space of captions; see `CaptionMatcher`."""
-
-    def __init__(self, matcher: CaptionMatcher, network: EfficientNetFeatures):
-        self.matcher, self.network = matcher, network
-
-    def __call__(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures width"]:
-        features = features_of(self.network, list(pictures))
-        return normalize(((features - self.matcher.mean) / self.matcher.deviation) @ self.matcher.weight, dim=1)
-
-    def of_captions(self, embeddings: Float[Tensor, "captions width"]) -> Float[Tensor, "captions width"]:
-        """The same of captions."""
-        return normalize(embeddings - self.matcher.usual, dim=1)
 
 
 def prompts_and_store(pictures: Sequence[Picture], num: int, num_stored: int) -> tuple[list[Picture], list[Picture]]:
@@ -67,13 +49,6 @@ def prompts_and_store(pictures: Sequence[Picture], num: int, num_stored: int) ->
     rest = [picture for picture in pictures if id(picture) not in chosen]
     rest.sort(key=lambda picture: picture.concept not in concepts)  # stable
     return asked, rest[:num_stored]
-
-
-def nearness(eye: Eye, pictures: Sequence[Image.Image], recalls: Sequence[Recall]) -> Float[Tensor, "pictures"]:
-    """Mean cosine between each picture and those that were recalled for it."""
-    seen = eye(pictures)
-    recalled = [eye([Image.fromarray(memory.payload) for memory in recall.memories]) for recall in recalls]
-    return torch.stack([(rows @ own).mean() for own, rows in zip(seen, recalled, strict=True)])
 
 
 def drawn(
@@ -96,17 +71,19 @@ def drawn(
 
 
 def steering(
-    eye: Eye, made: dict[str, list[Image.Image]], asked: Sequence[Picture], recalls, minilm: SentenceEncoder, args
+    matcher: CaptionMatcher, made: dict[str, list[Image.Image]], asked: Sequence[Picture], recalls, minilm, args
 ) -> list[Row]:
     """Shares of nearer pictures by strength."""
-    made = {name: pictures for name, pictures in made.items() if name != "control"}
-    made["ceiling"] = [picture.image for picture in asked]
-    near = {name: nearness(eye, pictures, recalls) for name, pictures in made.items()}
-    captions = eye.of_captions(minilm([picture.caption for picture in asked]))
-
-    def matched(name: str) -> float:
-        return (eye(made[name]) * captions).sum(dim=1).mean().item()
-
+    network = EfficientNetFeatures()
+    sets = {name: pictures for name, pictures in made.items() if name != "control"}
+    sets["ceiling"] = [picture.image for picture in asked]
+    seen = {name: matcher.of_pictures(features_of(network, pictures)) for name, pictures in sets.items()}
+    memories = [Image.fromarray(memory.payload) for recall in recalls for memory in recall.memories]
+    recalled = matcher.of_pictures(features_of(network, memories)).split([len(r.memories) for r in recalls])
+    means = torch.stack([own.mean(dim=0) for own in recalled])  # the mean cosine is that with the mean
+    near = {name: (vectors * means).sum(dim=1) for name, vectors in seen.items()}
+    captions = matcher.of_captions(minilm([picture.caption for picture in asked]))
+    matched = {name: (vectors * captions).sum(dim=1).mean().item() for name, vectors in seen.items()}
     rows = []
     for name in (*(f"right {strength}" for strength in args.strengths), "ceiling"):
         wrong = name.replace("right", "wrong")
@@ -120,9 +97,9 @@ def steering(
                 "cosine": near[name].mean().item(),
                 "cosine, wrong": "" if is_ceiling else near[wrong].mean().item(),
                 "cosine, without": near["none"].mean().item(),
-                "cosine with the caption": matched(name),
-                "cosine with the caption, wrong": "" if is_ceiling else matched(wrong),
-                "cosine with the caption, without": matched("none"),
+                "cosine with the caption": matched[name],
+                "cosine with the caption, wrong": "" if is_ceiling else matched[wrong],
+                "cosine with the caption, without": matched["none"],
             }
         )
     return rows
@@ -145,7 +122,7 @@ def main() -> None:
     settings = {name: value for name, value in settings.items() if name not in ("pictures", "cache")}
     pipe = UnifiedDiffusionImagePipeline.from_pretrained(args.checkpoint or EMBEDDED_CHECKPOINT).to(args.device)
     pipe.set_progress_bar_config(disable=True)
-    network, minilm = EfficientNetFeatures(), MiniLM()
+    minilm = MiniLM()
     train, validation, found = (
         choose(args.pictures / split, count, args.size, random.Random(args.seed), is_drawing)
         for split, count in (
@@ -154,16 +131,15 @@ def main() -> None:
             (args.split, 5 * args.num_stored),
         )
     )
-    matcher, _ = fitted_matcher(network, minilm.encode, train, validation, args.cache)
+    matcher, _ = fitted_matcher(EfficientNetFeatures(), minilm.encode, train, validation, args.cache)
     asked, stored = prompts_and_store(found, args.num, args.num_stored)
     prompts = [picture.caption for picture in asked]
     with TemporaryDirectory() as folder, ArrowStorage(folder, minilm) as storage:
-        captions = [picture.caption for picture in stored]
-        storage.add("all", [np.asarray(picture.image) for picture in stored], captions=captions, modality="image")
+        remember(storage, stored)
         conditioner = MemoryConditioner(pipe.transformer, pipe.tokenizer, storage)
         recalls = conditioner.recall("all", prompts, k=args.num_recalled, modality="image")
         made = drawn(pipe, conditioner, prompts, recalls, args)
-    rows = steering(Eye(matcher, network), made, asked, recalls, minilm.encode, args)
+    rows = steering(matcher, made, asked, recalls, minilm.encode, args)
     equal = sum(np.array_equal(a, b) for a, b in zip(made["control"], made["none"], strict=False))
     control = [{"prompts": len(made["control"]), "equal to the picture without, at strength 0": equal}]
     best = f"right {args.strengths[0]}"

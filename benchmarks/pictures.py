@@ -6,10 +6,14 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.parquet as parquet
 from PIL import Image
+
+if TYPE_CHECKING:
+    from hf_unified_diffusion import ArrowStorage
 
 COLUMNS = ("png", "captions", "concept", "source", "attributes")
 
@@ -83,6 +87,12 @@ def one_per_concept(pictures: Iterable[Picture], count: int) -> list[Picture]:
             chosen[picture.concept] = picture
             captions.add(picture.caption)
     return list(chosen.values())
+
+
+def remember(storage: "ArrowStorage", pictures: Sequence[Picture]) -> None:
+    """Put pictures into a store by their captions."""
+    captions = [picture.caption for picture in pictures]
+    storage.add("all", [np.asarray(picture.image) for picture in pictures], captions=captions, modality="image")
 
 
 def coarse(pictures: Sequence[Picture], cells: int = 16) -> list[Picture]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .codecs.pictures import read_pictures
+from .codecs.pictures import from_file
 from .conditioning.score_network_encoder import ScoreNetworkEncoder
 from .engine import opened
 from .modeling.embedded import EMBEDDED_CHECKPOINT
@@ -57,8 +57,7 @@ def add(chosen: argparse.Namespace) -> None:
     if chosen.image is not None:
         if len(chosen.image) != len(texts):
             raise ValueError(f"image must be given once for each text ({len(texts)}), got {len(chosen.image)}")
-        pictures = read_pictures("image", chosen.image)
-        payloads = [((picture / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy() for picture in pictures]
+        payloads = [from_file("image", path, channels=3) for path in chosen.image]
         told |= {"captions": texts, "modality": "image"}
     with opened(chosen.folder, ScoreNetworkEncoder.from_pretrained(chosen.checkpoint)) as storage:
         for row_id, text in zip(storage.add(chosen.namespace, payloads, **told), texts, strict=True):

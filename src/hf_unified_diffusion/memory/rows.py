@@ -59,7 +59,7 @@ NAMESPACE = f"SELECT number, name, encoder, dimension, revision, {NEWEST} FROM n
 FOUND = (
     f"SELECT number, revision, {NEWEST}, m.id, {', '.join(f'm.{name}' for name in Row._fields)} FROM namespaces "
     "LEFT JOIN json_each(?1) AS j LEFT JOIN memories AS m ON m.id = j.value AND m.namespace = number "
-    "AND m.modality = coalesce(?2, m.modality) WHERE name = ?3"
+    "AND (?2 IS NULL OR m.modality = ?2) WHERE name = ?3"
 )  # LEFT: the namespace is told where none of the ids is there
 
 

@@ -19,7 +19,6 @@ from ..codecs.image_codec import ImageCodec
 from ..codecs.picture_positions import image_positions
 from ..codecs.pictures import Picture, Pictures
 from ..codecs.text_codec import TextCodec, pad_right
-from ..conditioning.energy import check_scale
 from ..conditioning.guidance import guided, guided_within, keeping
 from ..contracts import Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
@@ -218,7 +217,6 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
         counts = len(rows), num_images_per_prompt, config.bos_token_id, device
         controls = gather_controls(controlnet, hints, *ranges, TextCodec(self.tokenizer), *counts)
-        check_scale("memory_strength", memory_strength)
         repeats = num_images_per_prompt
         memory = memory_images, memory_weights, memory_strength
         remembered = gather_remembered(*memory, size, codec, len(rows) // repeats, repeats)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Picture, read_pictures
@@ -14,6 +15,7 @@ from ..conditioning.remembered import steered_by_memory
 from ..contracts import Denoiser
 from ..schedulers.flow_matching import FLOW
 from .image_inputs import resized
+from .text_inputs import per_row
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def gather_remembered(
     """The pictures of each prompt as tokens, `repeats` rows a prompt; None where there is nothing to remember.
 
     Raises:
-        ValueError: for pictures that cannot be read, that are not one list for each prompt, or weights that are not one
-            finite number of at least 0 for each picture.
+        ValueError: for a strength below 0 or not finite, pictures that cannot be read or are not one list for each
+            prompt, or weights that are not one finite number of at least 0 for each picture.
     """
+    check_scale("memory_strength", strength)
     if given is None:
         if weights is not None:
             raise ValueError("memory_weights must come with memory_images, got weights alone")
@@ -65,15 +68,12 @@ def gather_remembered(
         raise ValueError(f"memory_weights must be one for each picture, {counts[0]}, got {counts[1]}")
     for share in (share for row in shares for share in row):
         check_scale("memory_weights", share)
-    most = max(len(row) for row in rows)
-    if strength == 0 or most == 0:
+    if strength == 0 or not any(rows):
         return None
     tokens = [_tokens(row, size, codec) for row in rows]
-    latents = torch.zeros(len(rows), most, *tokens[0].shape[1:])
-    padded = torch.zeros(len(rows), most)
-    for row, (found, share) in enumerate(zip(tokens, shares, strict=True)):
-        latents[row, : len(found)], padded[row, : len(share)] = found, torch.tensor(share)
-    return RememberedPictures(latents.repeat_interleave(repeats, 0), padded.repeat_interleave(repeats, 0), strength)
+    padded = [pad_sequence(each, batch_first=True) for each in (tokens, [torch.tensor(row).float() for row in shares])]
+    latents, likely = (per_row(each, len(rows) * repeats) for each in padded)
+    return RememberedPictures(latents, likely, strength)
 
 
 def _tokens(row: Sequence[Picture], size: tuple[int, int], codec: ImageCodec) -> Float[Tensor, "pictures tokens width"]:
