@@ -8,7 +8,8 @@ prompt is the beginning of another passage of that document. Outputs of one seed
 recalls, with what it recalls for another prompt (wrong), and without a memory. Nearness is the mean cosine of MiniLM
 between the completion alone and the recalled passages. The control is at strength 0 (a network with condition sources
 attends to the recalled tokens at that strength, any other is told nothing); the ceiling is the document's own
-continuation. Nats of the completion are SmolLM2's.
+continuation. Of several candidates (`--candidates`) one is chosen by the network's own likelihoods (`FromContext`),
+which do not know MiniLM. Nats of the completion are SmolLM2's.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from measure import Mean, Row, argument_parser, held_out, interleaved_seconds, l
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_unified_diffusion import ArrowStorage
+from hf_unified_diffusion import ArrowStorage, FromContext
 from hf_unified_diffusion.contracts import Segment
 from hf_unified_diffusion.memory import Memory
 from hf_unified_diffusion.memory.arrow_storage import Recall
@@ -64,7 +65,7 @@ def written(
 ) -> list[str]:
     """Completions as the engine writes them."""
     options: dict = {"max_new_tokens": new_tokens}
-    options |= steps_for(new_tokens, None, options)
+    options |= steps_for(new_tokens, None, options)  # before the energies: candidates are drafts that are checked
     return pipe(prompts, **memory, seed=seed, **options).completions
 
 
@@ -84,10 +85,13 @@ def share(better: Tensor, than: Tensor) -> Mean:
     return Mean.of((better > than).double().tolist())
 
 
-def told(conditioner: MemoryConditioner, recalls: list[Recall], strength: float) -> dict[str, Any]:
+def told(conditioner: MemoryConditioner, recalls: list[Recall], strength: float, candidates: int = 1) -> dict[str, Any]:
     """What the pipeline is told; at strength 0 the condition stays there, and adds nothing."""
     if strength or not has_sources(conditioner.model):
-        return conditioner.options(recalls, strength)
+        options = conditioner.options(recalls, strength)
+        if candidates == 1 or not options:
+            return options
+        return options | {"energies": (FromContext(),), "num_candidates": candidates}
     condition = conditioner.of_memories([recall.memories for recall in recalls])
     return {"condition": replace(condition, strength=torch.zeros_like(condition.tokens[..., 0]))}
 
@@ -102,7 +106,7 @@ def steering(pipe, conditioner, minilm, prompts, continuations, args) -> tuple[l
         ways = {"none": None, "control": told(conditioner, recalls[part], 0.0) if begin < args.num_control else None}
         for strength in args.strengths:
             for name, of in (("right", recalls), ("wrong", wrong)):
-                ways[f"{name} {strength}"] = told(conditioner, of[part], strength)
+                ways[f"{name} {strength}"] = told(conditioner, of[part], strength, args.candidates)
         for name, memory in ways.items():
             if name == "control" and memory is None:
                 continue
@@ -125,6 +129,7 @@ def steering(pipe, conditioner, minilm, prompts, continuations, args) -> tuple[l
         rows.append(
             {
                 "memory": "the true continuation (ceiling)" if name == "ceiling" else f"strength {name.split()[1]}",
+                "candidates": "" if name == "ceiling" else args.candidates,
                 "prompts": len(prompts),
                 "nearer than without": share(near[name], near["none"]),
                 "nearer than with a wrong memory": "" if name == "ceiling" else share(near[name], wrong_near),
@@ -168,6 +173,7 @@ def main() -> None:
     parser.add_argument("--num_stored", type=int, default=1000)
     parser.add_argument("--num_recalled", type=int, default=4)
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--candidates", type=int, default=2, help="as `memory_candidates` of the engine")
     parser.add_argument("--prompt_tokens", type=int, default=16)
     parser.add_argument("--new_tokens", type=int, default=48)
     parser.add_argument("--memory_tokens", type=int, default=48)

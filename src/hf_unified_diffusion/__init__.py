@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .conditioning.energies_continuous import Palette as Palette
     from .conditioning.energies_text import CausalLikelihood as CausalLikelihood
     from .conditioning.energies_text import ForbiddenWords as ForbiddenWords
+    from .conditioning.energies_text import FromContext as FromContext
     from .conditioning.energies_text import Length as Length
     from .conditioning.energies_text import RequiredWords as RequiredWords
     from .conditioning.energy import with_energies as with_energies
@@ -75,6 +76,7 @@ _MODULES = {
     "ContextCache": "modeling.attention_rule",
     "Encoder": "contracts",
     "ForbiddenWords": "conditioning.energies_text",
+    "FromContext": "conditioning.energies_text",
     "FormatError": "quantization",
     "KeepPixels": "conditioning.energies_continuous",
     "Length": "conditioning.energies_text",

@@ -76,6 +76,9 @@ def add_generate(commands: Any) -> None:
             subparser.add_argument("--memory", type=Path, help=f"a folder of `memory add`: {what}")
             subparser.add_argument("--namespace", help="whose memories")
             subparser.add_argument("--memory-strength", type=float, help="0 (none) to 10; default: 1")
+        if command is generate:
+            told = "write so many texts, and keep the one that the memories say most about; default: 1"
+            subparser.add_argument("--memory-candidates", type=int, help=told)
         if command is infill:
             subparser.add_argument("--mark", default=MARK, help="what stands for the gap (default: %(default)s)")
         if command is speak:
@@ -191,10 +194,11 @@ def bench(chosen: argparse.Namespace) -> None:
 
 def memory_of(chosen: argparse.Namespace) -> dict[str, Any]:
     """How the engine is to be guided by the memory that was named; empty where none was."""
-    options = given({"namespace": chosen.namespace, "memory_strength": chosen.memory_strength})
+    asked = ("namespace", "memory_strength", "memory_candidates")
+    options = given({name: getattr(chosen, name, None) for name in asked})
     if chosen.memory is None:
         if options:
-            raise ValueError("namespace and memory_strength need --memory, got none")
+            raise ValueError(f"{' and '.join(options)} need --memory, got none")
         return {}
     if not chosen.memory.is_dir():
         raise ValueError(f"memory must be a folder, got {str(chosen.memory)!r}")

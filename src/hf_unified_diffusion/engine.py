@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from .conditioning.energies_text import FromContext
 from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
 from .contracts import Result
 from .evolution.adapter_router import Encode
@@ -175,6 +176,7 @@ class ArrowEngine:
         guidance_scale: float | None = None,
         memory_guided: bool = False,
         memory_strength: float = 1.0,
+        memory_candidates: int = 1,
         namespace: str = "default",
         num_recalled: int = 16,
         adapter: str | None = None,
@@ -196,6 +198,8 @@ class ArrowEngine:
             memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained, or, of a network without
                 a trained memory conditioner, as the memories read before the prompt. Other strengths then take twice
                 the passes. Of images see `UnifiedDiffusionImagePipeline`.
+            memory_candidates: texts that are written of each prompt; the one that the memories say most about is kept
+                (drawn by `FromContext`). For text and code, with a network that reads memories.
             namespace, num_recalled: whose memories, and how many.
             suffix, max_new_tokens: of text and code.
             adapter: the name of a loaded adapter, "auto" for the one whose examples are nearest to the prompt, None for
@@ -224,6 +228,7 @@ class ArrowEngine:
         self._check_modality(modality)
         self._tell_limits([modality])
         conditioner = self._conditioner(prompt, modality, memory_strength, options) if memory_guided else None
+        chosen_among = self._candidates(modality, memory_candidates, options) if memory_guided else {}
         if options.get("controlnet") is not None:
             options["controlnet"] = self.controlnets.resolve(options["controlnet"], self.model.device)
         chosen = {"guidance_scale": guidance_scale, "suffix": suffix}
@@ -251,7 +256,8 @@ class ArrowEngine:
                     namespace, prompts, num_recalled, modality=IMAGE if modality == IMAGE else None
                 )
                 told = conditioner.picture_options if modality == IMAGE else conditioner.options
-                options.update(told(recalls, memory_strength))
+                steering = told(recalls, memory_strength)
+                options.update(steering | chosen_among if steering else {})
                 step()
             with use_adapter() as applied:
                 output = pipe(prompt, seed=seed, **watch.callback_options(options), **options)
@@ -444,6 +450,21 @@ class ArrowEngine:
 
         check_strength(strength)
         return MemoryConditioner(self.model, self.tokenizer, self.memory, self._encoder.name)
+
+    def _candidates(self, modality: str, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """How one of several texts is chosen by a memory; ValueError where it cannot be."""
+        check_positive("memory_candidates", number)
+        if number == 1:
+            return {}
+        from .memory.memory_conditioner import has_sources
+
+        if modality == IMAGE or has_sources(self.model):
+            what = "images" if modality == IMAGE else "a network with condition sources"
+            raise ValueError(f"memory_candidates must be 1 for {what}, got {number!r}")
+        check_left_out(
+            "memory_candidates above 1", {name: options.get(name) for name in ("energies", "num_candidates")}
+        )
+        return {"energies": (FromContext(),), "num_candidates": number}
 
     def _pipeline(self, modality: str) -> DiffusionPipeline:
         if modality == AUDIO:

@@ -75,7 +75,7 @@ def test_scale_zero_is_the_denoiser_itself():
 
 
 def written(completion, ids=(), nats=1.0):
-    return WrittenText(completion, tuple(ids), lambda: nats)
+    return WrittenText(completion, tuple(ids), lambda: nats, lambda: 0.0)
 
 
 def test_what_is_accepted():

@@ -131,6 +131,7 @@ def test_a_batch_answers_as_alone(engine):
         ({"memory_strength": -1}, "memory_strength must be in"),
         ({"memory_strength": float("nan")}, "memory_strength must be in"),
         ({"num_recalled": 0}, "k must be in"),
+        ({"memory_candidates": 2}, "memory_candidates must be 1 for a network with condition sources, got 2"),
         ({"prompt": None}, "prompt must be a string"),
         ({"modality": "image"}, "image"),
     ],
@@ -196,6 +197,31 @@ def test_a_batch_that_reads_answers_as_alone(reader):
     for strength in (1.0, 2.0):
         options = {**GUIDED, "memory_strength": strength, "temperature": 0, **OPTIONS}
         assert reader.diffuse(prompts, **options) == [reader.diffuse(prompt, **options) for prompt in prompts]
+
+
+def test_one_of_several_texts_is_chosen_by_the_memory(reader):
+    """The first candidate is the text of one alone; at strength 0 there is no memory to choose by."""
+    options = {**GUIDED, "memory_strength": 2.0, "return_result": True, **OPTIONS}
+    one, two = (reader.diffuse("tea", memory_candidates=n, **options) for n in (1, 2))
+    assert one.extra["energy_history"] is None and "FromContext" in two.extra["energy_history"][0][0].energies
+    assert two.extra["num_forward_passes"] > one.extra["num_forward_passes"]
+    many = {reader.diffuse("tea", memory_candidates=2, **options | {"seed": seed}).output for seed in range(4)}
+    assert len(many) > 1
+    plain = reader.diffuse("tea", **OPTIONS)
+    assert reader.diffuse("tea", memory_candidates=2, memory_strength=0, **GUIDED, **OPTIONS) == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory_candidates": 0}, "memory_candidates must be an integer of at least 1, got 0"),
+        ({"memory_candidates": 2, "num_candidates": 2}, "num_candidates must be left out for memory_candidates"),
+        ({"memory_candidates": 2, "streamer": object()}, "streamer must be left out"),
+    ],
+)
+def test_wrong_candidates_are_refused(reader, options, message):
+    with pytest.raises(ValueError, match=message):
+        reader.diffuse("ab", **GUIDED, **OPTIONS, **options)
 
 
 def test_nothing_recalled_is_nothing_read(reader):

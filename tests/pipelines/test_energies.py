@@ -7,6 +7,7 @@ from hf_unified_diffusion import (
     ArrowEngine,
     CausalLikelihood,
     ForbiddenWords,
+    FromContext,
     Length,
     MaskedDiffusionScheduler,
     RequiredWords,
@@ -89,6 +90,37 @@ def test_importance_weights_choose_the_likelier_candidates(pipe, check_drafts):
 
     drawn, chosen = energies(0.0), energies(5.0)
     assert all(c <= d for d, c in zip(drawn, chosen, strict=True)) and sum(chosen) < sum(drawn)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["x =", None])
+def test_what_a_context_saves_is_a_difference_of_likelihoods(pipe, model, tokenizer, prompt):
+    """Counted here token by token, with and without; without a context it is nothing."""
+    context = "def f(a):\n    return a\n\n"
+    wishes = {"energies": [FromContext()], "num_candidates": 2, "check_drafts": True}
+    output = pipe(prompt, context=context, **wishes, **SHORT)
+    (energy,) = output.energy_history[0][0].energies.values()
+    ids = output.completion_ids[0].tolist()
+
+    def nats(*before):
+        read = [token for text in before for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        logits = model(torch.tensor([[*read, *ids]])).logits[0].float().log_softmax(dim=-1)
+        places = range(len(ids) if prompt is not None else len(ids) - 1)  # nothing predicts the first token of all
+        return -sum(float(logits[-len(ids) + i - 1 + (prompt is None), ids[i + (prompt is None)]]) for i in places)
+
+    read = [context] if prompt is None else [context, prompt]
+    assert energy == pytest.approx(nats(*read) - nats(*read[1:]), abs=1e-3)
+    assert pipe("x = ", **wishes, **SHORT).energy_history[0][0].energies == {"FromContext": 0.0}
+
+
+def test_candidates_that_the_context_says_more_about_are_chosen(pipe):
+    def energies(weight):
+        wishes = {"energies": [FromContext(weight=weight)], "num_candidates": 4, "context": "quit = a\n\n"}
+        outputs = [pipe("x = ", **SHORT | {"seed": seed}, **wishes) for seed in range(4)]
+        return [output.energy_history[0][0].energies["FromContext"] for output in outputs]
+
+    drawn, chosen = energies(0.0), energies(50.0)
+    assert all(c <= d + 1e-6 for d, c in zip(drawn, chosen, strict=True)) and sum(chosen) < sum(drawn)
 
 
 def test_engine(model, tokenizer):

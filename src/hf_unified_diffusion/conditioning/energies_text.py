@@ -1,4 +1,4 @@
-"""Ready energies of texts: forbidden and required words, length, the causal path's likelihood."""
+"""Ready energies of texts: forbidden and required words, length, what the causal path finds likely."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,11 +27,17 @@ class Writing:
 
 @dataclass(frozen=True)
 class WrittenText:
-    """A finished completion, its tokens, and a way to ask the causal path for its nats per token."""
+    """A finished completion, its tokens, and what the causal path can be asked about it.
+
+    Attributes:
+        causal_nats: its nats per token.
+        nats_saved: how many nats the context (a memory, say) saves on all its tokens together; 0 without one.
+    """
 
     completion: str
     ids: tuple[int, ...]
     causal_nats: Callable[[], float]
+    nats_saved: Callable[[], float]
 
 
 @runtime_checkable
@@ -211,6 +217,31 @@ class CausalLikelihood:
 
     def accepts(self, text: WrittenText) -> bool:
         return self.most_nats is None or text.causal_nats() <= self.most_nats
+
+
+@dataclass(frozen=True)
+class FromContext:
+    """What the context says rather than what is likely anyway: its energy is minus the nats that the context saves.
+
+    Saved on the whole text by the network's own causal path, log p(text | context) - log p(text), the pointwise mutual
+    information of both (compare the reranking of arXiv:1510.03055). It needs whole texts, hence candidates
+    (`num_candidates` of at least 2): one is drawn with the weights exp(-weight * scale * energy).
+
+    Usage: `pipe("Anna drinks", context="Anna likes green tea.\\n\\n", energies=[FromContext()], num_candidates=2)`
+    """
+
+    weight: float = 1.0
+    name: str = "FromContext"
+    needs_candidates = True
+
+    def of_canvas(self, writing: Writing) -> None:
+        return None
+
+    def of_text(self, text: WrittenText) -> float:
+        return -text.nats_saved()
+
+    def accepts(self, text: WrittenText) -> bool:
+        return True
 
 
 class Spelling:

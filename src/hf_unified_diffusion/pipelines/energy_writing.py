@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..conditioning.energies_text import Length, TextEnergy, Writing, WrittenText
@@ -153,19 +154,27 @@ class EnergyWriter:
 
     def _text(self, row: TextRows, writer: RowWriter) -> WrittenText:
         ids = tuple(writer.ids[0])
-        return WrittenText(writer.completion(0), ids, cache(lambda: self._causal_nats(row, ids)))
+        (read,), (prompt,) = row.read_ids, row.prompt_ids
+        nats = cache(lambda: self._causal_nats(read, ids))
 
-    def _causal_nats(self, row: TextRows, ids: tuple[int, ...]) -> float:
-        """Mean negative log-likelihood of a completion after its prompt, in nats a token; 0 for no token."""
-        (read,) = row.read_ids
+        def saved() -> float:
+            if read == prompt:
+                return 0.0
+            without = self._causal_nats(prompt, ids)
+            return float((without - nats()[len(nats()) - len(without) :]).sum())
+
+        return WrittenText(writer.completion(0), ids, lambda: float(nats().mean()) if len(nats()) else 0.0, saved)
+
+    def _causal_nats(self, read: list[int], ids: tuple[int, ...]) -> Float[Tensor, "tokens"]:
+        """Negative log-likelihood of each token after what was read; nothing predicts the first token of all."""
         whole = [*read, *ids]
-        first = max(1, len(read))  # nothing predicts the first token of all
+        first = max(1, len(read))
         if len(whole) <= first:
-            return 0.0
+            return torch.zeros(0)
         context = ContextDenoiser(self.model, self.modality, self.model.config.mask_token_id)
         tokens = torch.tensor([whole], device=self.model.device)
         logits = context.read(tokens)[0].float()
-        return float(torch.nn.functional.cross_entropy(logits[first - 1 : -1], tokens[0, first:]))
+        return torch.nn.functional.cross_entropy(logits[first - 1 : -1], tokens[0, first:], reduction="none")
 
 
 def only(rows: TextRows, number: int) -> TextRows:
