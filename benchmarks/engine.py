@@ -5,12 +5,13 @@
 Both models stay loaded. Sides: SmolLM2-135M-Instruct through `engine.generate(mode="ar")` and through transformers'
 `generate` with the same settings and seed, token for token. Callers: threads that ask one engine at the same moment;
 each answer is compared with that to the same request alone. Tokenizing: the checkpoint's fast tokenizer against a
-byte-level BPE in plain Python with the same merges (equal tokens are checked), on held-out texts, one a call and all in
-one call. Neither keeps words that it has met: the plain one has no cache, the fast one its own.
+byte-level BPE in plain Python with the same merges (equal tokens are checked): held-out texts, one a call and all in
+one call, where neither keeps words that it has met (the plain one has no cache, the fast one its own); and many
+training texts as they are packed, by one tokenizer that remembers what stands between spaces.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,13 @@ SETTINGS: dict[str, tuple[dict, dict]] = {  # ours, transformers'
     "top_p 0.9": ({"top_p": 0.9}, {"do_sample": True, "top_p": 0.9}),
 }
 NEW_TOKENS = 24
-TABLES = {"sides": "The autoregressive side", "callers": "Many callers", "tokenizing": "Tokenizing"}
+TABLES = {
+    "sides": "The autoregressive side",
+    "callers": "Many callers",
+    "tokenizing": "Tokenizing",
+    "preparing": "Tokenizing training texts",
+}
+PACKED_AT_ONCE = 1000  # texts, as `pack_texts` does
 
 
 def sides(engine: ArrowEngine) -> list[Row]:
@@ -119,7 +126,7 @@ class PlainBPE:
 
 def tokenizing(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[Row]:
     """Characters a second, text by text and in one batch, and the ratios."""
-    plain, backend = PlainBPE(tokenizer), plain_text_tokenizer(tokenizer)
+    plain = PlainBPE(tokenizer)
     ways: dict[str, Callable[[], list[list[int]]]] = {
         "plain Python": lambda: [plain(text) for text in texts],
         "one text a call": lambda: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
@@ -127,12 +134,44 @@ def tokenizing(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[Row
         "all texts, without offsets": lambda: [
             found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ],
-        "all texts, as data are prepared": lambda: BulkTokenizer(backend).encode(texts),  # remembers nothing yet
     }
+    return compared({}, ways, texts, repeats=5)
+
+
+def preparing(tokenizer: PreTrainedTokenizerFast, shards: Path, characters: int) -> list[Row]:
+    """The same for many training texts, each modality by a tokenizer that has met nothing yet."""
+    plain, backend, rows = PlainBPE(tokenizer), plain_text_tokenizer(tokenizer), []
+    for modality in ("text", "code"):
+        texts = begun_texts(shards, modality, "train", characters)
+
+        def in_bulk(texts: list[str] = texts) -> list[list[int]]:
+            bulk = BulkTokenizer(backend)
+            groups = (texts[start : start + PACKED_AT_ONCE] for start in range(0, len(texts), PACKED_AT_ONCE))
+            return [ids for group in groups for ids in bulk.encode(group)]
+
+        ways = {"plain Python": lambda texts=texts: [plain(text) for text in texts], "as data are packed": in_bulk}
+        rows += compared({"modality": modality}, ways, texts, repeats=3)
+    return rows
+
+
+def begun_texts(shards: Path, modality: str, split: str, characters: int) -> list[str]:
+    """The texts of a split, one after the other, the last one cut, until there are so many characters."""
+    texts, room = [], characters
+    for row in held_out(shards, modality, split):
+        texts.append(row["text"][:room])
+        room -= len(texts[-1])
+        if not room:
+            break
+    return texts
+
+
+def compared(what: Row, ways: Mapping[str, Callable[[], list[list[int]]]], texts: list[str], repeats: int) -> list[Row]:
+    """Characters a second of each way and its ratio to plain Python, the first one."""
     expected, characters = ways["plain Python"](), sum(map(len, texts))
-    seconds = interleaved_seconds(ways, repeats=5)
+    seconds = interleaved_seconds(ways, repeats, warm_up=False)
     return [
         {
+            **what,
             "way": name,
             "texts": len(texts),
             "characters": characters,
@@ -149,20 +188,17 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--shards", type=Path, default=Path("data/shards"))
     parser.add_argument("--callers", type=int, default=32)
-    parser.add_argument("--characters", type=int, default=100_000, help="of held-out text, to tokenize")
+    parser.add_argument("--characters", type=int, default=1_000_000, help="of held-out text, to tokenize")
+    parser.add_argument("--prepared", type=int, default=20_000_000, help="characters of training texts, to tokenize")
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="of what to measure")
     args, settings = start(parser)
     engine = ArrowEngine.from_pretrained(args.checkpoint, ar_model=source_model_path(), max_waiting=args.callers)
-    texts, room = [], args.characters
-    for row in held_out(args.shards, "text"):
-        texts.append(row["text"][:room])
-        room -= len(texts[-1])
-        if not room:
-            break
+    texts = begun_texts(args.shards, "text", "test", args.characters)
     measured: dict[str, Callable[[], list[Row]]] = {
         "sides": lambda: sides(engine),
         "callers": lambda: callers(engine, args.callers),
         "tokenizing": lambda: tokenizing(engine.tokenizer, texts),
+        "preparing": lambda: preparing(engine.tokenizer, args.shards, args.prepared),
     }
     tables = {TABLES[name]: measured[name]() for name in args.tables}
     report("engine", tables, settings, [], args.output)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 from tokenizers import Tokenizer
 
@@ -11,6 +11,9 @@ from tokenizers import Tokenizer
 # does not depend on the other. ASCII only: which other characters are spaces is a matter of Unicode's version.
 CUT = re.compile(r"(?<=[!-~])(?=[ \t\r\n])")
 MAX_STRETCHES, MAX_CHARACTERS = 1 << 18, 64  # to remember, and of each
+# What a call for each stretch costs is shared by this many that are joined by a special token, which stands for a
+# character that texts do not have.
+JOINED, SEPARATOR = 512, "\0"
 
 
 class BulkTokenizer:
@@ -25,8 +28,11 @@ class BulkTokenizer:
 
     def __init__(self, backend: Tokenizer):
         self._backend = backend
-        self._cuts = cuts_at_spaces(json.loads(backend.to_str()))
-        self._known: dict[str, list[int]] = {}
+        described = json.loads(backend.to_str())
+        self._cuts = cuts_at_spaces(described) and backend.encode_special_tokens
+        self._joining = Tokenizer.from_str(json.dumps(described | {"added_tokens": []}))
+        self._joining.add_special_tokens([SEPARATOR])
+        self._known: dict[str, tuple[int, ...]] = {}  # tuples of numbers are none of the garbage collector's work
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, no special token among them."""
@@ -37,11 +43,25 @@ class BulkTokenizer:
             self._known.clear()
         known = self._known
         new = list(set(chain.from_iterable(stretches)).difference(known))
-        known.update(zip(new, self._encode(new), strict=True))
+        known.update(zip(new, self._encode_stretches(new), strict=True))
         found = [list(chain.from_iterable(map(known.__getitem__, each))) for each in stretches]
         for stretch in new:
             if len(stretch) > MAX_CHARACTERS:
                 del known[stretch]
+        return found
+
+    def _encode_stretches(self, stretches: list[str]) -> list[tuple[int, ...]]:
+        groups = [stretches[start : start + JOINED] for start in range(0, len(stretches), JOINED)]
+        separator = self._joining.token_to_id(SEPARATOR)
+        joined = self._joining.encode_batch_fast([SEPARATOR.join(each) for each in groups], add_special_tokens=False)
+        found: list[tuple[int, ...]] = []
+        for group, encoding in zip(groups, joined, strict=True):
+            ids = encoding.ids
+            ends = [place for place, token in enumerate(ids) if token == separator]
+            if len(ends) == len(group) - 1:
+                found += [tuple(ids[end + 1 : next_end]) for end, next_end in pairwise([-1, *ends, len(ids)])]
+            else:  # a stretch has the separator's character itself
+                found += map(tuple, self._encode(group))
         return found
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
