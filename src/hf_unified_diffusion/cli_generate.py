@@ -35,13 +35,13 @@ NUMBERS = {  # option -> type and help; what is left out is the engine's own def
     "width": (int, "in pixels"),
     "speaker_guidance_scale": (float, "above 1: closer to the voice of the reference"),
     "speed": (float, "2 is twice as fast"),
-    "num_candidates": (int, "speak so often, and keep what the network finds likeliest"),
+    "num_candidates": (int, "make so many, and keep the one that the network finds likeliest"),
 }
 SAMPLING = ("temperature", "top_k", "top_p")
 TAKES = {
     "generate": ("max_new_tokens", "num_steps", "guidance_scale", *SAMPLING, "seed"),
     "infill": ("max_new_tokens", "num_steps", "guidance_scale", *SAMPLING, "seed"),
-    "draw": ("num_steps", "guidance_scale", "height", "width", "seed"),
+    "draw": ("num_steps", "guidance_scale", "height", "width", "num_candidates", "seed"),
     "speak": ("num_steps", "guidance_scale", "speaker_guidance_scale", "speed", "num_candidates", "seed"),
     "bench": ("max_new_tokens", "num_steps", "seed"),
 }

@@ -64,6 +64,8 @@ BAD = [
     ),
     ({"memory_images": [[PICTURE]], "memory_weights": [["x"]]}, "memory_weights must be a finite number .* got 'x'"),
     ({"memory_weights": [[1.0]]}, "memory_weights must come with memory_images"),
+    ({"num_candidates": 0}, "num_candidates must be an integer of at least 1, got 0"),
+    ({"num_candidates": 2, "prompt": None}, "num_candidates must be 1 without a prompt, got 2"),
     ({"memory_images": [[PICTURE]], "memory_strength": math.inf}, "memory_strength must be a finite number .* got inf"),
     ({"seed": -1}, "seed must be at least 0, got -1"),
     ({"generator": [torch.Generator()] * 2}, r"a list of generators must have one per row \(1\), got 2"),

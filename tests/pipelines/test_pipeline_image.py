@@ -229,3 +229,45 @@ def test_any_autoencoder_of_the_width_draws(model, tokenizer):
     pipe.set_progress_bar_config(disable=True)
     assert ImageCodec(pipe.vae).downsampling == 8
     assert pipe("a", height=16, width=24, num_inference_steps=2, seed=0).images[0].size == (24, 16)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_the_candidate_that_the_caption_says_most_about_is_kept(image_pipe, model, guidance_scale):
+    """The rule written out: with the caption less than without, at half the noise, twice."""
+    seen = {}
+
+    def watch(pipe, step, timestep, tensors):
+        seen["last"] = tensors["latents"]
+        return tensors
+
+    options = {"num_candidates": 3, "guidance_scale": guidance_scale}
+    kept = latents(image_pipe, "a red apple", callback_on_step_end=watch, **options)
+    candidates, generator, losses = seen["last"], torch.Generator().manual_seed(0), 0.0
+    rows = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]])
+    for _ in range(2):
+        x_t = (candidates + GaussianFlow().prior((1, 6, 128), generator)) / 2
+        for text, sign in (("a red apple", 1), ("", -1)):
+            ids = torch.tensor([[0, *(image_pipe.tokenizer(text)["input_ids"] if text else [])]] * 3)
+            positions = (rows + ids.shape[1])[None].float().expand(3, -1, -1)
+            segments = [Segment("text", ids), Segment("image", x_t, time=torch.full((3,), 0.5), positions=positions)]
+            with torch.no_grad():
+                guess = model(segments=segments).predictions[1].float()
+            losses = losses + sign * (guess - candidates).square().mean(dim=(1, 2))
+    assert torch.equal(kept, candidates[losses.argmin()][None])
+    assert torch.allclose(candidates[:1], latents(image_pipe, "a red apple", guidance_scale=guidance_scale), atol=1e-5)
+
+
+def test_candidates_of_a_row_do_not_depend_on_its_batch(image_pipe):
+    prompts, options = ["a red apple", "a cat"], {"num_candidates": 2, "num_images_per_prompt": 2, "seed": [3, 4, 5, 6]}
+    together = latents(image_pipe, prompts, **options)
+    alone = [
+        latents(image_pipe, prompt, **options | {"seed": seeds})
+        for prompt, seeds in zip(prompts, ([3, 4], [5, 6]), strict=True)
+    ]
+    assert together.shape[0] == 4 and torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_what_is_known_stays_in_every_candidate(image_pipe):
+    options = {"image": PICTURE, "mask_image": HALF, "num_candidates": 2}
+    drawn = image_pipe("a red apple", **options, **SMALL, output_type="np").images[0]
+    assert np.array_equal(np.round(drawn[:, 64:] * 255), np.array(PICTURE)[:, 64:])

@@ -13,6 +13,7 @@ from ..conditioning.energy import check_energies, check_scale, with_token_energy
 from ..conditioning.rejection import Attempt, accepted_sample, check_retries
 from ..contracts import Condition, Denoiser
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .candidates import candidate_generators
 from .context_denoiser import ContextDenoiser
 from .text_inputs import TextOptions, TextRows, check_positive
 from .text_rows import RowWriter
@@ -89,24 +90,30 @@ class TextEnergies:
 
 @dataclass(frozen=True)
 class EnergyWriter:
-    """Writes the rows of a request under energies."""
+    """Writes the rows of a request under energies.
+
+    Attributes:
+        in_batches: whether `write` takes any number of rows where nothing shapes them.
+    """
 
     given: TextEnergies
     model: UnifiedDiffusionModel
     modality: str
     end_token_ids: tuple[int, ...]
     write: Write
+    in_batches: bool = True
 
     def run(self, rows: TextRows, generators: Sequence[Generator]) -> tuple[Run, list[tuple[Attempt, ...]]]:
         """Write all rows; gives what was written and each row's history."""
         writers, histories = [], []
+        first = self._attempts(rows, generators, self.given.scale) if self._only_chooses else []
         for number, generator in enumerate(generators):
-            alone = only(rows, number)
+            alone, begun = only(rows, number), first[number : number + 1]
 
             def draw(
-                scale: float, alone: TextRows = alone, generator: Generator = generator
+                scale: float, alone: TextRows = alone, generator: Generator = generator, begun: list = begun
             ) -> tuple[RowWriter, Attempt]:
-                return self._attempt(alone, generator, scale)
+                return begun.pop() if begun else self._attempts(alone, [generator], scale)[0]
 
             writer, history = accepted_sample(draw, self.given.scale, self.given.retries, self.given.growth)
             writers.append(writer)
@@ -117,20 +124,47 @@ class EnergyWriter:
         passes = sum(attempt.num_passes for history in histories for attempt in history)
         return Run(together, passes, None), histories
 
-    def _attempt(self, row: TextRows, generator: Generator, scale: float) -> tuple[RowWriter, Attempt]:
-        """Candidates, and one of them drawn with the weights exp(-scale * weight * energy)."""
-        runs = [self.write(row, [generator], self._shape(scale)) for _ in range(self.given.num_candidates)]
-        texts = [self._text(row, run.writer) for run in runs]
+    @property
+    def _only_chooses(self) -> bool:
+        """Whether no energy shapes what is written, so that all candidates of all rows can be written at once."""
+        return self.in_batches and all(energy.needs_candidates for energy in self.given.energies)
+
+    def _attempts(
+        self, rows: TextRows, generators: Sequence[Generator], scale: float
+    ) -> list[tuple[RowWriter, Attempt]]:
+        """One attempt of each row; the passes of what is written at once count for its first row."""
+        count = self.given.num_candidates
+        if not self._only_chooses:
+            (generator,) = generators
+            runs = [self.write(rows, [generator], self._shape(scale)) for _ in range(count)]
+            return [self._choice(rows, [run.writer for run in runs], generator, scale, sum(r.num_passes for r in runs))]
+        drawn = [each for generator in generators for each in candidate_generators(generator, count)]
+        run = self.write(repeated(rows, count), drawn, None)
+        return [
+            self._choice(
+                only(rows, number),
+                [one_of(run.writer, number * count + place) for place in range(count)],
+                generator,
+                scale,
+                run.num_passes if number == 0 else 0,
+            )
+            for number, generator in enumerate(generators)
+        ]
+
+    def _choice(
+        self, row: TextRows, writers: Sequence[RowWriter], generator: Generator, scale: float, num_passes: int
+    ) -> tuple[RowWriter, Attempt]:
+        """One of the candidates of a row, drawn with the weights exp(-scale * weight * energy)."""
+        texts = [self._text(row, writer) for writer in writers]
         energies = [{energy.name: energy.of_text(text) for energy in self.given.energies} for text in texts]
         chosen = 0
-        if len(runs) > 1:
+        if len(writers) > 1:
             weights = {energy.name: scale * energy.weight for energy in self.given.energies}
             totals = [-sum(weights[name] * value for name, value in of.items()) for of in energies]
             probs = torch.tensor(totals, dtype=torch.float64).softmax(dim=0).to(generator.device)
             chosen = int(torch.multinomial(probs, 1, generator=generator))
         accepted = {energy.name: energy.accepts(texts[chosen]) for energy in self.given.energies}
-        passes = sum(run.num_passes for run in runs)
-        return runs[chosen].writer, Attempt(scale, energies[chosen], accepted, passes)
+        return writers[chosen], Attempt(scale, energies[chosen], accepted, num_passes)
 
     def _shape(self, scale: float) -> Shape:
         mask_token_id = self.model.config.mask_token_id
@@ -175,6 +209,23 @@ class EnergyWriter:
         tokens = torch.tensor([whole], device=self.model.device)
         logits = context.read(tokens)[0].float()
         return torch.nn.functional.cross_entropy(logits[first - 1 : -1], tokens[0, first:], reduction="none")
+
+
+def repeated(rows: TextRows, count: int) -> TextRows:
+    """Each row so often, one after the other."""
+    names = {name: value for name, value in vars(rows).items() if value is not None}
+    many = {name: [each for each in value for _ in range(count)] for name, value in names.items() if name != "canvas"}
+    canvas = None if rows.canvas is None else rows.canvas.repeat_interleave(count, dim=0)
+    return replace(rows, **many, canvas=canvas)
+
+
+def one_of(writer: RowWriter, row: int) -> RowWriter:
+    """What a writer of several rows has of one."""
+    alone = writer.of_rows(only(writer.rows, row))
+    alone.ids[0], alone.finished[0] = writer.ids[row], writer.finished[row]
+    if row in writer.cut:
+        alone.cut[0] = writer.cut[row]
+    return alone
 
 
 def only(rows: TextRows, number: int) -> TextRows:

@@ -30,10 +30,12 @@ class ImageOptions:
     num_images_per_prompt: int
     strength: float
     output_type: str
+    num_candidates: int = 1
 
     def __post_init__(self) -> None:
         check_positive("num_inference_steps", self.num_inference_steps)
         check_positive("num_images_per_prompt", self.num_images_per_prompt)
+        check_positive("num_candidates", self.num_candidates)
         check_scale("guidance_scale", self.guidance_scale)
         check_interval(self.guidance_interval)
         check_strength(self.strength)

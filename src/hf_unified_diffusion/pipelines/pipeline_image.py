@@ -24,6 +24,7 @@ from ..contracts import Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.flow_matching import FLOW, FlowRun, plan_flow
+from .candidates import best_of_each, candidate_generators, excess_losses
 from .checkpoint_pipeline import CheckpointPipeline
 from .checkpoints import load_image_parts, load_parts
 from .context_denoiser import ContextDenoiser, evaluating
@@ -46,6 +47,8 @@ from .pipeline_output import UnifiedDiffusionImagePipelineOutput
 from .remembered_pictures import RememberedPictures, gather_remembered
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
+
+SCORED_TIMES = (0.5, 0.5)  # where captions decide most; two draws of the noise
 
 
 class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipeline):
@@ -122,6 +125,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         strength: float = 1.0,
         paste_unmasked: bool = True,
         num_images_per_prompt: int = 1,
+        num_candidates: int = 1,
         controlnet: UnifiedControlNetModel | Sequence[UnifiedControlNetModel] | None = None,
         control_image: Pictures | Sequence[Pictures] | None = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
@@ -157,6 +161,8 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             paste_unmasked: give the pixels of `image` itself where the mask is black. False: as the codec decodes them,
                 from tokens that are those of `image` wherever nothing of their square is masked.
             num_images_per_prompt: pictures per prompt, one after the other.
+            num_candidates: so many are drawn of each picture, and the one is kept that the network itself finds
+                likeliest given the prompt: its denoising loss with the prompt less that without. Callbacks see all.
             controlnet: one or several that were made for the transformer, their hints pictures; what they add is
                 summed. With guidance they act on the branch of the prompt.
             control_image: the hint, edges say, in any size: one picture or as many as the prompts; a list of these
@@ -191,7 +197,10 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             num_images_per_prompt=num_images_per_prompt,
             strength=strength,
             output_type=output_type,
+            num_candidates=num_candidates,
         )
+        if prompt is None and num_candidates > 1:
+            raise ValueError(f"num_candidates must be 1 without a prompt, got {num_candidates}: nothing to choose by")
         if negative_prompt is not None and options.guidance_scale == 1:
             raise ValueError("guidance_scale must not be 1 with a negative_prompt, got 1: it would do nothing")
         if image is None and strength != 1:
@@ -206,21 +215,22 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             size = (self._chosen("size"),) * 2
         grid = codec.grid(*size)
         num_given = 1 if given is None else len(given.pixels)
+        repeats = num_images_per_prompt * num_candidates
         rows = gather_captions(
-            TextCodec(self.tokenizer), prompt, negative_prompt, num_given, num_images_per_prompt, config.bos_token_id
+            TextCodec(self.tokenizer), prompt, negative_prompt, num_given, repeats, config.bos_token_id
         )
-        row_names = row_adapters(self.transformer, adapter_names, len(rows), num_images_per_prompt)
+        row_names = row_adapters(self.transformer, adapter_names, len(rows), repeats)
         check_room(rows, math.prod(grid), most)
         starts = torch.tensor([len(ids) for ids in rows.caption_ids], dtype=torch.float32)
         positions = image_positions(*grid, start=0) + starts[:, None, None]
-        hints = picture_hints(controlnet, control_image, size, codec, positions, num_images_per_prompt)
+        hints = picture_hints(controlnet, control_image, size, codec, positions, repeats)
         ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
-        counts = len(rows), num_images_per_prompt, config.bos_token_id, device
+        counts = len(rows), repeats, config.bos_token_id, device
         controls = gather_controls(controlnet, hints, *ranges, TextCodec(self.tokenizer), *counts)
-        repeats = num_images_per_prompt
         memory = memory_images, memory_weights, memory_strength
         remembered = gather_remembered(*memory, size, codec, len(rows) // repeats, repeats)
-        generators = row_generators(seed, generator, len(rows), device)
+        own = row_generators(seed, generator, len(rows) // num_candidates, device)
+        generators = [each for one in own for each in candidate_generators(one, num_candidates)]
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         run = plan_flow(self.scheduler, options.num_inference_steps, math.prod(grid), strength, generators, device)
         self._interrupt = False
@@ -286,6 +296,14 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             known = per_row(known.to(device), len(rows))
             denoiser = keeping(denoiser, x_0, known)
         x_t = diffuse(denoiser, run.step, x_t, run.times, after_step=after_step)
+        if options.num_candidates > 1:
+            if len(contexts) == 1:
+                contexts.append(self._context(rows.negative_ids, grid, device, adapter_names))
+            losses = excess_losses(contexts[0], contexts[1], list(x_t), SCORED_TIMES)
+            chosen = best_of_each(losses, options.num_candidates)
+            x_t = x_t[chosen]
+            if known is not None:
+                x_0, known = per_row(x_0, len(rows))[chosen], known[chosen]
         if known is not None:  # what rounding and callbacks did to them
             x_t = torch.where(known[..., None], x_0, x_t)
         return x_t, sum(context.num_passes for context in contexts)

@@ -17,13 +17,14 @@ from ..codecs.sounds import Sound
 from ..codecs.speech_checks import check_speech
 from ..codecs.speech_layout import Reference, SpeechRow
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .candidates import best_of_each, candidate_generators
 from .checkpoint_pipeline import CheckpointPipeline
 from .checkpoints import load_parts, load_speech_parts
 from .context_denoiser import evaluating
 from .diffusion_core import AfterStep
 from .pipeline_output import UnifiedDiffusionSpeechPipelineOutput
 from .speech_inputs import Part, SpeechOptions, Voice, check_room, crossfaded, gather_voices, parts_of
-from .speech_rounds import SpeechRound, candidate_generators, plan_speech
+from .speech_rounds import SpeechRound, plan_speech
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import as_texts, row_generators
 
@@ -219,9 +220,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
             run = plan_speech(self.scheduler, options.num_inference_steps, device)
             said = speaking.speak(run, [each for row in active for each in drawn[row]], after_step)
             found = speaking.scores(said) if options.num_candidates > 1 else [0.0] * len(said)
-            for place, row in enumerate(active):
-                its = range(place * options.num_candidates, (place + 1) * options.num_candidates)
-                best = min(its, key=found.__getitem__)
+            for row, best in zip(active, best_of_each(found, options.num_candidates), strict=True):
                 sounds[row].append(said[best])
                 scores[row] += found[best] / len(parts[row])
                 if references[row] is None:

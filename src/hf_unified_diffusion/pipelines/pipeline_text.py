@@ -235,6 +235,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
             raise ValueError("stop, end_rules, at_bound must be left out with a constraint: it says where a text ends")
         wishes = TextEnergies(energies, energy_scale, energy_retries, energy_growth, num_candidates)
         wishes.check(options, streamer is not None)
+        if energies and row_goes_on is not None:
+            raise ValueError("row_goes_on must be left out with energies: rows are then written in other batches")
         codec = TextCodec(self.tokenizer)
         heal = constraint is None
         rows = gather_rows(codec, prompt, suffix, negative_prompt, canvas, num_return_sequences, heal, context)
@@ -266,7 +268,7 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
 
             def write(rows: TextRows, generators: Sequence[Generator], shape: Shape | None) -> Run:
                 under = constrained
-                if shape is not None:  # one row of several, perhaps once more
+                if wishes.is_on:  # some of the rows, perhaps once more
                     under = self._constrained(constraint, codec, scheduler, rows, options)
                 filler = CanvasFiller(scheduler, generators, ends, self._pad_token_id(), on_step, under)
                 writer = RowWriter(codec, rows, options.max_new_tokens, end_rules, streamer, at_bound, row_goes_on)
@@ -277,7 +279,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
             if streamer is not None:
                 streamer.put(torch.tensor(rows.prompt_ids[0], dtype=torch.int64))
             if wishes.is_on:
-                run, history = self._energy_writer(wishes, write).run(rows, generators)
+                alike = not controls and condition is None and row_names is None
+                run, history = self._energy_writer(wishes, write, alike).run(rows, generators)
             else:
                 run = write(rows, generators, None)
         if streamer is not None:
@@ -307,8 +310,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
             constrained.check_canvas(rows.canvas)
         return constrained
 
-    def _energy_writer(self, wishes: TextEnergies, write: Write) -> EnergyWriter:
-        return EnergyWriter(wishes, self.transformer, self.modality, tuple(self._end_token_ids()), write)
+    def _energy_writer(self, wishes: TextEnergies, write: Write, in_batches: bool) -> EnergyWriter:
+        return EnergyWriter(wishes, self.transformer, self.modality, tuple(self._end_token_ids()), write, in_batches)
 
     def _write(
         self,

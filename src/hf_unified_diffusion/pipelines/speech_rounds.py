@@ -12,28 +12,18 @@ from ..codecs.speech_layout import SpeechRow, lay_out, stacked_rows
 from ..conditioning.guidance import guided, guided_by_parts, guided_within
 from ..contracts import Denoiser
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from ..processes.randomness import spawn_generators
 from ..schedulers.flow_matching import FLOW, FlowRun, plan_flow
+from .candidates import excess_losses
 from .context_denoiser import ContextDenoiser
 from .diffusion_core import AfterStep, diffuse
-from .text_inputs import LARGEST_SEED
 
 SHIFT_TOKENS = 100  # 5 s: one shift of the times for all lengths, or rows of a batch would depend on each other
 SCORED_TIMES = (0.4, 0.6, 0.8)
-SCORING_SEED = 0
 
 
 def plan_speech(scheduler: SchedulerMixin, num_steps: int, device: torch.device) -> FlowRun:
     """A run for one part; the scheduler itself stays as it is."""
     return plan_flow(scheduler, num_steps, SHIFT_TOKENS, device=device)
-
-
-def candidate_generators(generator: Generator, count: int) -> list[Generator]:
-    """A row's own generator, which the first candidate has whatever the count, and others that follow from it."""
-    copied = Generator(generator.device)
-    copied.set_state(generator.get_state())
-    seed = int(torch.randint(LARGEST_SEED, (), generator=copied, device=copied.device))
-    return [generator, *spawn_generators(seed, count - 1, generator.device)] if count > 1 else [generator]
 
 
 @dataclass
@@ -79,16 +69,7 @@ class SpeechRound:
 
     def scores(self, sounds: Sequence[Float[Tensor, "tokens width"]]) -> list[float]:
         """How much worse the network knows each row's sound with its text than without; lower is better."""
-        x_0 = stacked_rows(sounds, self.device)
-        total = torch.zeros(len(sounds))
-        for t in SCORED_TIMES:
-            noise = [FLOW.prior((1, *sound.shape), Generator().manual_seed(SCORING_SEED))[0] for sound in sounds]
-            times = torch.full((len(sounds),), t, device=self.device)
-            x_t = (1 - t) * x_0 + t * stacked_rows(noise, self.device)
-            for name, sign in (("all", 1.0), ("nothing", -1.0)):
-                errors = (self._branch(name)(x_t, times).float() - x_0).square().mean(dim=2)
-                total += sign * torch.stack([row.mean() for row in self._cut(errors[..., None])]).cpu()
-        return (total / len(SCORED_TIMES)).tolist()
+        return excess_losses(self._branch("all"), self._branch("nothing"), sounds, SCORED_TIMES)
 
     def _guided(self) -> Denoiser:
         everything, nothing = self._asked("all"), self._asked("nothing")
