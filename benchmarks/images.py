@@ -4,6 +4,7 @@
     python benchmarks/images.py --draw                         # the embedded checkpoint's pictures beside them
     python benchmarks/images.py --draw --checkpoint FOLDER --steps 8
     python benchmarks/images.py --draw --memory 8000           # led by a memory of training pictures (images_memory)
+    python benchmarks/images.py --draw --candidates 4          # each the best of four (images_candidates)
 
 Real pictures are the rendered ones of data/image_pictures: `seen` holds training concepts in styles that training has
 not seen, `test` concepts that no style of it has. What is drawn follows the captions of real pictures, one each, and
@@ -54,7 +55,7 @@ def painter(args: argparse.Namespace) -> Painter | None:
 
     pipe = UnifiedDiffusionImagePipeline.from_pretrained(args.checkpoint or EMBEDDED_CHECKPOINT).to(args.device)
     pipe.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "num_candidates": args.candidates}
     chosen = {name: value for name, value in options.items() if value is not None}
 
     conditioner = None if args.memory is None else remembering(args, pipe)
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="pixels a side, of drawn and real pictures")
     parser.add_argument("--steps", type=int, help="default: the pipeline's")
     parser.add_argument("--guidance", type=float, help="default: the pipeline's")
+    parser.add_argument("--candidates", type=int, default=1, help="as `num_candidates` of the pipeline")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--num", type=int, default=300, help="pictures of each set, for KID")
     parser.add_argument("--captions", type=int, default=150, help="concepts to choose among")
@@ -232,6 +234,7 @@ def main() -> None:
         tables["Drawn over real"] = shares(match)
     tables["Attributes of composed scenes"] = scene_rows(args, paint)
     name = "images_real" if paint is None else "images" if args.memory is None else "images_memory"
+    name = "images_candidates" if paint is not None and args.candidates > 1 else name
     notes = [
         f"The caption judge is fitted on {len(train)} pictures of training concepts, penalty {penalty:g}; readers of "
         f"attributes on at most {args.fit_scenes} training scenes. Below the ceiling the judges err, not the pictures.",
