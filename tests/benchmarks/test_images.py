@@ -26,7 +26,16 @@ def test_what_is_drawn_is_the_pipelines_and_depends_on_no_batch(tmp_path: Path) 
     pipe = UnifiedDiffusionImagePipeline(tiny_model(), flow_scheduler(), tiny_tokenizer(), tiny_dc(128))
     pipe.save_pretrained(tmp_path)
     args = Namespace(
-        draw=True, checkpoint=tmp_path, device="cpu", size=32, steps=2, guidance=1.0, batch_size=2, seed=5, memory=None
+        draw=True,
+        checkpoint=tmp_path,
+        device="cpu",
+        size=32,
+        steps=2,
+        guidance=1.0,
+        batch_size=2,
+        seed=5,
+        memory=None,
+        candidates=1,
     )
     paint = painter(args)
     assert paint is not None
