@@ -41,7 +41,7 @@ def excess_losses(
         x_t = (1 - t) * x_0 + t * stacked_rows(noise, device)
         level = torch.full((len(rows),), t, device=device)
         for denoiser, sign in ((with_text, 1.0), (without, -1.0)):
-            errors = (denoiser(x_t, level).float() - x_0).square().mean(dim=2)
+            errors = (denoiser(x_t, level, None).float() - x_0).square().mean(dim=2)
             total += sign * (errors * weight).sum(dim=1) / weight.sum(dim=1)
     return (total / len(times)).tolist()
 
