@@ -40,7 +40,6 @@ TABLES = {
     "tokenizing": "Tokenizing",
     "preparing": "Tokenizing training texts",
 }
-PACKED_AT_ONCE = 1000  # texts, as `pack_texts` does
 
 
 def sides(engine: ArrowEngine) -> list[Row]:
@@ -145,9 +144,7 @@ def preparing(tokenizer: PreTrainedTokenizerFast, shards: Path, characters: int)
         texts = begun_texts(shards, modality, "train", characters)
 
         def in_bulk(texts: list[str] = texts) -> list[list[int]]:
-            bulk = BulkTokenizer(backend)
-            groups = (texts[start : start + PACKED_AT_ONCE] for start in range(0, len(texts), PACKED_AT_ONCE))
-            return [ids for group in groups for ids in bulk.encode(group)]
+            return list(BulkTokenizer(backend).encode_each(texts))
 
         ways = {"plain Python": lambda texts=texts: [plain(text) for text in texts], "as data are packed": in_bulk}
         rows += compared({"modality": modality}, ways, texts, repeats=3)

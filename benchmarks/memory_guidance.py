@@ -26,11 +26,12 @@ from measure import Mean, Row, argument_parser, held_out, interleaved_seconds, l
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_unified_diffusion import ArrowStorage, FromContext
+from hf_unified_diffusion import ArrowStorage
 from hf_unified_diffusion.contracts import Segment
 from hf_unified_diffusion.memory import Memory
 from hf_unified_diffusion.memory.arrow_storage import Recall
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, MemoryConditioner, has_sources, unit_rms
+from hf_unified_diffusion.pipelines.energy_writing import by_context
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.request_options import steps_for
 from hf_unified_diffusion.training.data_sources import source_model_path
@@ -89,9 +90,7 @@ def told(conditioner: MemoryConditioner, recalls: list[Recall], strength: float,
     """What the pipeline is told; at strength 0 the condition stays there, and adds nothing."""
     if strength or not has_sources(conditioner.model):
         options = conditioner.options(recalls, strength)
-        if candidates == 1 or not options:
-            return options
-        return options | {"energies": (FromContext(),), "num_candidates": candidates}
+        return options | by_context(candidates) if options else {}
     condition = conditioner.of_memories([recall.memories for recall in recalls])
     return {"condition": replace(condition, strength=torch.zeros_like(condition.tokens[..., 0]))}
 

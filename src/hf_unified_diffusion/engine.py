@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from .conditioning.energies_text import FromContext
 from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
 from .contracts import Result
 from .evolution.adapter_router import Encode
@@ -26,6 +25,7 @@ from .modeling.checkpoint_metadata import limits_of
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
 from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts, load_speech_parts
+from .pipelines.energy_writing import by_context
 from .pipelines.joint_inputs import asked_modalities
 from .pipelines.named_controlnets import NamedControlNets
 from .pipelines.pipeline_code import UnifiedDiffusionCodePipeline
@@ -464,7 +464,7 @@ class ArrowEngine:
         check_left_out(
             "memory_candidates above 1", {name: options.get(name) for name in ("energies", "num_candidates")}
         )
-        return {"energies": (FromContext(),), "num_candidates": number}
+        return by_context(number)
 
     def _pipeline(self, modality: str) -> DiffusionPipeline:
         if modality == AUDIO:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from ..conditioning.energies_text import Length, TextEnergy, Writing, WrittenText
+from ..conditioning.energies_text import FromContext, Length, TextEnergy, Writing, WrittenText
 from ..conditioning.energy import check_energies, check_scale, with_token_energy
 from ..conditioning.rejection import Attempt, accepted_sample, check_retries
 from ..contracts import Condition, Denoiser
@@ -108,7 +109,7 @@ class EnergyWriter:
         writers, histories = [], []
         first = self._attempts(rows, generators, self.given.scale) if self._only_chooses else []
         for number, generator in enumerate(generators):
-            alone, begun = only(rows, number), first[number : number + 1]
+            alone, begun = picked(rows, [number]), first[number : number + 1]
 
             def draw(
                 scale: float, alone: TextRows = alone, generator: Generator = generator, begun: list = begun
@@ -139,10 +140,10 @@ class EnergyWriter:
             runs = [self.write(rows, [generator], self._shape(scale)) for _ in range(count)]
             return [self._choice(rows, [run.writer for run in runs], generator, scale, sum(r.num_passes for r in runs))]
         drawn = [each for generator in generators for each in candidate_generators(generator, count)]
-        run = self.write(repeated(rows, count), drawn, None)
+        run = self.write(picked(rows, [n for n in range(len(rows)) for _ in range(count)]), drawn, None)
         return [
             self._choice(
-                only(rows, number),
+                picked(rows, [number]),
                 [one_of(run.writer, number * count + place) for place in range(count)],
                 generator,
                 scale,
@@ -211,24 +212,19 @@ class EnergyWriter:
         return torch.nn.functional.cross_entropy(logits[first - 1 : -1], tokens[0, first:], reduction="none")
 
 
-def repeated(rows: TextRows, count: int) -> TextRows:
-    """Each row so often, one after the other."""
-    names = {name: value for name, value in vars(rows).items() if value is not None}
-    many = {name: [each for each in value for _ in range(count)] for name, value in names.items() if name != "canvas"}
-    canvas = None if rows.canvas is None else rows.canvas.repeat_interleave(count, dim=0)
-    return replace(rows, **many, canvas=canvas)
+def by_context(num_candidates: int) -> dict[str, Any]:
+    """What a text pipeline is told to choose among candidates by their context; nothing where there is one alone."""
+    return {} if num_candidates == 1 else {"energies": (FromContext(),), "num_candidates": num_candidates}
+
+
+def picked(rows: TextRows, numbers: Sequence[int]) -> TextRows:
+    """Some rows of a batch, by their numbers; one may be there several times."""
+    lists = {name: [value[n] for n in numbers] for name, value in vars(rows).items() if isinstance(value, list)}
+    return replace(rows, **lists, canvas=None if rows.canvas is None else rows.canvas[list(numbers)])
 
 
 def one_of(writer: RowWriter, row: int) -> RowWriter:
     """What a writer of several rows has of one."""
-    alone = writer.of_rows(only(writer.rows, row))
-    alone.ids[0], alone.finished[0] = writer.ids[row], writer.finished[row]
-    if row in writer.cut:
-        alone.cut[0] = writer.cut[row]
+    alone = writer.of_rows(picked(writer.rows, [row]))
+    alone.take(0, writer, row)
     return alone
-
-
-def only(rows: TextRows, number: int) -> TextRows:
-    """One row of a batch."""
-    one = {name: value[number : number + 1] for name, value in vars(rows).items() if value is not None}
-    return replace(rows, **one)

@@ -162,7 +162,8 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
                 from tokens that are those of `image` wherever nothing of their square is masked.
             num_images_per_prompt: pictures per prompt, one after the other.
             num_candidates: so many are drawn of each picture, and the one is kept that the network itself finds
-                likeliest given the prompt: its denoising loss with the prompt less that without. Callbacks see all.
+                likeliest given the prompt: its denoising loss with the prompt less that without (with `negative_prompt`
+                where there is one). Callbacks see all.
             controlnet: one or several that were made for the transformer, their hints pictures; what they add is
                 summed. With guidance they act on the branch of the prompt.
             control_image: the hint, edges say, in any size: one picture or as many as the prompts; a list of these
@@ -296,16 +297,13 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             known = per_row(known.to(device), len(rows))
             denoiser = keeping(denoiser, x_0, known)
         x_t = diffuse(denoiser, run.step, x_t, run.times, after_step=after_step)
+        if known is not None:  # what rounding and callbacks did to them
+            x_t = torch.where(known[..., None], x_0, x_t)
         if options.num_candidates > 1:
             if len(contexts) == 1:
                 contexts.append(self._context(rows.negative_ids, grid, device, adapter_names))
             losses = excess_losses(contexts[0], contexts[1], list(x_t), SCORED_TIMES)
-            chosen = best_of_each(losses, options.num_candidates)
-            x_t = x_t[chosen]
-            if known is not None:
-                x_0, known = per_row(x_0, len(rows))[chosen], known[chosen]
-        if known is not None:  # what rounding and callbacks did to them
-            x_t = torch.where(known[..., None], x_0, x_t)
+            x_t = x_t[best_of_each(losses, options.num_candidates)]
         return x_t, sum(context.num_passes for context in contexts)
 
     def _context(

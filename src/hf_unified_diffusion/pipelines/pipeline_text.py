@@ -181,7 +181,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
             control_guidance_start, control_guidance_end: when it acts, in shares of the canvas uncovered; or lists.
                 With an end below 1 the context, and what `check_drafts` goes by, is left alone.
             energies: wishes such as `ForbiddenWords` and `RequiredWords`, each with its weight; rows are then written
-                one by one, checked, and written again where they fail (`energy_history` of the output tells).
+                one by one (together where energies only choose), checked, and written again where they fail
+                (`energy_history` of the output tells).
             energy_scale: what all weights are multiplied by; 0 is as without energies.
             energy_retries, energy_growth: how often a rejected text is written again, and by what the scale then grows.
             num_candidates: texts of each attempt, one of which is drawn by its energies.

@@ -58,11 +58,11 @@ class RowWriter:
         """An empty writer of other rows."""
         return RowWriter(self.codec, rows, self.most, self.end_rules, self.streamer, self.at_bound)
 
-    def take(self, row: int, other: "RowWriter") -> None:
-        """Take over as a row what a writer of one row has."""
-        self.ids[row], self.finished[row] = other.ids[0], other.finished[0]
-        if 0 in other.cut:
-            self.cut[row] = other.cut[0]
+    def take(self, row: int, other: "RowWriter", of: int = 0) -> None:
+        """Take over as a row what another writer has of one of its own."""
+        self.ids[row], self.finished[row] = other.ids[of], other.finished[of]
+        if of in other.cut:
+            self.cut[row] = other.cut[of]
 
     @property
     def remaining(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
 from tokenizers import Tokenizer
@@ -14,6 +14,7 @@ MAX_STRETCHES, MAX_CHARACTERS = 1 << 18, 64  # to remember, and of each
 # What a call for each stretch costs is shared by this many that are joined by a special token, which stands for a
 # character that texts do not have.
 JOINED, SEPARATOR = 512, "\0"
+TEXTS_AT_ONCE = 1000
 
 
 class BulkTokenizer:
@@ -29,31 +30,37 @@ class BulkTokenizer:
     def __init__(self, backend: Tokenizer):
         self._backend = backend
         described = json.loads(backend.to_str())
-        self._cuts = cuts_at_spaces(described) and backend.encode_special_tokens
-        self._joining = Tokenizer.from_str(json.dumps(described | {"added_tokens": []}))
-        self._joining.add_special_tokens([SEPARATOR])
+        self._joining: Tokenizer | None = None  # where texts are cut
+        if cuts_at_spaces(described) and backend.encode_special_tokens:
+            self._joining = Tokenizer.from_str(json.dumps(described | {"added_tokens": []}))
+            self._joining.add_special_tokens([SEPARATOR])
         self._known: dict[str, tuple[int, ...]] = {}  # tuples of numbers are none of the garbage collector's work
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, no special token among them."""
-        if not self._cuts:
+        if self._joining is None:
             return self._encode(texts)
         stretches = [CUT.split(text) for text in texts]
         if len(self._known) > MAX_STRETCHES:
             self._known.clear()
         known = self._known
         new = list(set(chain.from_iterable(stretches)).difference(known))
-        known.update(zip(new, self._encode_stretches(new), strict=True))
+        known.update(zip(new, self._encode_stretches(self._joining, new), strict=True))
         found = [list(chain.from_iterable(map(known.__getitem__, each))) for each in stretches]
         for stretch in new:
             if len(stretch) > MAX_CHARACTERS:
                 del known[stretch]
         return found
 
-    def _encode_stretches(self, stretches: list[str]) -> list[tuple[int, ...]]:
+    def encode_each(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """The same, text by text, however many there are."""
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            yield from self.encode(texts[start : start + TEXTS_AT_ONCE])
+
+    def _encode_stretches(self, joining: Tokenizer, stretches: list[str]) -> list[tuple[int, ...]]:
         groups = [stretches[start : start + JOINED] for start in range(0, len(stretches), JOINED)]
-        separator = self._joining.token_to_id(SEPARATOR)
-        joined = self._joining.encode_batch_fast([SEPARATOR.join(each) for each in groups], add_special_tokens=False)
+        separator = joining.token_to_id(SEPARATOR)
+        joined = joining.encode_batch_fast([SEPARATOR.join(each) for each in groups], add_special_tokens=False)
         found: list[tuple[int, ...]] = []
         for group, encoding in zip(groups, joined, strict=True):
             ids = encoding.ids

@@ -103,11 +103,10 @@ def pack_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, modalit
     random.shuffle(texts)
     bulk = BulkTokenizer(plain_text_tokenizer(tokenizer))
     tokens, lengths = [], []
-    for start in tqdm(range(0, len(texts), 1000), desc=f"tokenize {modality}", unit="kdoc"):
-        for ids in bulk.encode(texts[start : start + 1000]):
-            end = [tokenizer.eos_token_id] * int(random.integers(1, MAX_END_TOKENS + 1))
-            tokens.append(np.asarray(ids + end, dtype=np.uint32 if len(tokenizer) > 65536 else np.uint16))
-            lengths.append(len(tokens[-1]))
+    for ids in tqdm(bulk.encode_each(texts), desc=f"tokenize {modality}", total=len(texts), unit="doc"):
+        end = [tokenizer.eos_token_id] * int(random.integers(1, MAX_END_TOKENS + 1))
+        tokens.append(np.asarray(ids + end, dtype=np.uint32 if len(tokenizer) > 65536 else np.uint16))
+        lengths.append(len(tokens[-1]))
     documents = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
     return PackedTokens(np.concatenate(tokens), documents, modality, sum(len(text.encode()) for text in texts))
 
