@@ -27,7 +27,7 @@ from hf_unified_diffusion.training.token_data import pack_shards
 EXAMPLES = Path(__file__).parent
 SCRIPTS = [
     EXAMPLES / name
-    for name in ("train_unified.py", "unified.toml", "accelerator.toml", "pack_weights.py", "unpack_weights.py")
+    for name in ("train_unified.py", "unified.toml", "accelerator.toml", "pack_weights.py", "quantize_weights.py")
 ]
 
 

@@ -75,6 +75,19 @@ def test_one_token_after_the_other_continues_after_the_real_caption(batch):
     torch.testing.assert_close(model(segments=[context, canvas]).predictions[1], explicit, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("as_grid", [True, False])
+def test_copies_behind_one_caption_are_what_each_would_be_alone(batch, as_grid):
+    """Several noisy canvases of a sample share its caption, and neither see nor move each other."""
+    batch = batch if as_grid else replace(batch, positions=None)
+    model, config = lively_picture_model(), FlowConfig(canvases={"image": 3})
+    (context, _), *copies = latent_layout(batch, config, Generator().manual_seed(0))
+    together = model(segments=[context, *(canvas for canvas, _ in copies)]).predictions[1:]
+    assert len({float(canvas.time[0]) for canvas, _ in copies}) == len(copies) == 3
+    for clean, (canvas, _) in zip(together, copies, strict=True):
+        alone = model(segments=[context, replace(canvas, canvas=None)]).predictions[1]
+        torch.testing.assert_close(clean, alone, atol=1e-5, rtol=1e-4)
+
+
 def test_the_loss_is_the_squared_error_of_the_velocity(batch):
     model, config = lively_picture_model(), FlowConfig(max_weight=math.inf)
     parts = latent_layout(batch, config, Generator().manual_seed(0))

@@ -54,7 +54,8 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
         condition_sources: name -> width of what becomes condition tokens through a projection of the network's own.
         time_embedding_size: number of sinusoids of the time embedding, even.
         head_rank: rank of the residual adapter in a token head.
-        modalities: name -> {"kind": "token"} or {"kind": "continuous", "width": int}.
+        modalities: name -> {"kind": "token"} or {"kind": "continuous", "width": int}; with "skip_axes", from 1 to
+            the width, estimates are corrected along so many axes (`WienerSkip`).
         mask_token_id: the token that stands for "hidden"; its logit is always -inf. None: no token can be masked.
         dropout: on attention output and MLP output, in training.
 
@@ -179,6 +180,8 @@ def check_modality(name: str, spec: dict) -> None:
         raise ValueError(f"modality {name!r} must be of a kind in {MODALITY_KINDS}, got {spec.get('kind')!r}")
     if spec["kind"] == "continuous" and not (isinstance(spec.get("width"), int) and spec["width"] > 0):
         raise ValueError(f"modality {name!r} must have a positive width, got {spec.get('width')!r}")
+    if "skip_axes" in spec and not (type(spec["skip_axes"]) is int and 1 <= spec["skip_axes"] <= spec.get("width", 0)):
+        raise ValueError(f"modality {name!r} must have skip_axes from 1 to its width, got {spec}")
 
 
 def check_source(name: str, width: int) -> None:

@@ -36,7 +36,7 @@ from .configuration_unified_diffusion import UnifiedDiffusionConfig, check_modal
 from .control_pass import Control, ControlPass, check_controls
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import PreciseLinear, TimeEmbedding
-from .heads import ContinuousHead, TokenEmbedding, TokenHead
+from .heads import ContinuousHead, TokenEmbedding, TokenHead, WienerSkip
 from .offloading import present
 from .parquet_weights import HUB_KEYS, find_file
 from .pretrained import UnifiedDiffusionOutput, UnifiedDiffusionPreTrainedModel
@@ -68,6 +68,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         self.modality_embedding = nn.ParameterDict()
         self.projections = nn.ModuleDict()
         self.heads = nn.ModuleDict()
+        self.skips = nn.ModuleDict()
         for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
             self._build_modality(name, spec)
         self.condition_projections = nn.ModuleDict(
@@ -199,6 +200,8 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         else:
             self.projections[name] = PreciseLinear(spec["width"], config.hidden_size)
             self.heads[name] = ContinuousHead(config, spec["width"])
+        if "skip_axes" in spec:
+            self.skips[name] = WienerSkip(spec["width"], spec["skip_axes"])
 
     def add_modality(self, name: str, kind: str = "continuous", width: int | None = None) -> None:
         """Give the network a new modality: an embedding, a projection and a head; nothing else changes.
@@ -241,6 +244,32 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             if name in part:
                 part[name].to(like.device, like.dtype).apply(self._init_weights)
         self.modality_embedding[name].data = self.modality_embedding[name].data.to(like)
+
+    def add_skip(self, name: str, axes: Float[Tensor, "width axes"], variances: Float[Tensor, "axes"]) -> None:
+        """Correct what the network says of a continuous modality by its noisy tokens themselves, see `WienerSkip`.
+
+        Args:
+            axes: orthonormal columns.
+            variances: of what the network leaves over along each (`training.skip_fitting.fitted_skip` measures them).
+
+        Usage: `model.add_skip("image", *fitted_skip(model, batches, num_axes=128))`; raises ValueError where the name
+        is no continuous modality, or for other shapes.
+        """
+        if name not in self.projections:
+            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
+        width = self.config.modalities[name]["width"]
+        if axes.ndim != 2 or axes.shape[0] != width or variances.shape != axes.shape[1:]:
+            raise ValueError(
+                f"axes must be ({width}, n) with n variances, got {tuple(axes.shape)} and {tuple(variances.shape)}"
+            )
+        spec = {**self.config.modalities[name], "skip_axes": axes.shape[1]}
+        check_modality(name, spec)
+        self.config.modalities = {**self.config.modalities, name: spec}
+        skip = WienerSkip(*axes.shape)
+        skip.axes.copy_(axes)
+        skip.variances.copy_(variances)
+        like = self.shared_transformer.norm.weight
+        self.skips[name] = skip.to(like.device, like.dtype)
 
     def add_condition_source(self, name: str, width: int) -> None:
         """Give the network a projection from features of `width` to condition tokens; nothing else changes.
@@ -300,6 +329,13 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             fill = logits.index_fill if logits.requires_grad else logits.index_fill_  # no copy where none is needed
             logits = fill(-1, mask_token, float("-inf"))
         return logits
+
+    def estimate(self, hidden: Float[Tensor, "batch length width"], segment: Segment) -> Tensor:
+        """What `decode` reads off a segment's features, corrected by its noisy tokens where the modality has a skip."""
+        clean = self.decode(hidden, segment.modality)
+        if segment.time is None or segment.modality not in self.skips:
+            return clean
+        return self.skips[segment.modality](clean, segment.values, segment.time)
 
     def features(
         self,
@@ -395,7 +431,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         hidden, cache = self.features(segments, condition, cache, use_cache, controls)
         output = UnifiedDiffusionOutput(cache=cache if asked_for_cache else None)
         output.hidden_states = hidden
-        predictions = tuple(self.decode(h, s.modality) for h, s in zip(hidden, segments, strict=True))
+        predictions = tuple(self.estimate(h, s) for h, s in zip(hidden, segments, strict=True))
         tokens = [p for p, s in zip(predictions, segments, strict=True) if s.modality not in self.projections]
         output.predictions = predictions
         output.logits = tokens[-1] if tokens else None

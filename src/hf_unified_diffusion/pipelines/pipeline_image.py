@@ -89,7 +89,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         super().__init__()
         spec = transformer.config.modalities.get(self.modality, {"kind": None})
         width = ImageCodec(vae).width
-        if spec != {"kind": "continuous", "width": width}:
+        if (spec["kind"], spec.get("width")) != ("continuous", width):
             raise ValueError(
                 f"the transformer must have the continuous modality {self.modality!r} with the {width} channels of the "
                 f"vae, got {spec}"

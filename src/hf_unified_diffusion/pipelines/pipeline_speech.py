@@ -68,7 +68,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
     ):
         super().__init__()
         spec = transformer.config.modalities.get(self.modality, {"kind": None})
-        if spec != {"kind": "continuous", "width": AudioCodec.width}:
+        if (spec["kind"], spec.get("width")) != ("continuous", AudioCodec.width):
             raise ValueError(
                 f"the transformer must have the continuous modality {self.modality!r} of width {AudioCodec.width}, "
                 f"got {spec}"

@@ -63,7 +63,7 @@ class DistillationObjective(ScoreNetworkObjective):
                 continue
             if taught:
                 with torch.no_grad():
-                    clean = self.teacher.decode(wanted_features, segment.modality).float()
+                    clean = self.teacher.estimate(wanted_features, segment).float()
                 target = replace(target, x_0=clean)
             self.add_losses(losses, features, segment, target)
         return summed_losses(losses, self.config)

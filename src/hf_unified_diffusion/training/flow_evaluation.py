@@ -59,8 +59,9 @@ def mean_error(
     generator, total, numbers = Generator().manual_seed(seed), 0.0, 0
     for batch in batches:
         contexts, canvas, x_0 = noisy_batch(batch, time, generator)
-        hidden, _ = model.features([segment.to(model.device) for segment in (*contexts, canvas)])
-        clean = model.decode(hidden[-1], batch.modality).float().cpu()
+        segments = [segment.to(model.device) for segment in (*contexts, canvas)]
+        hidden, _ = model.features(segments)
+        clean = model.estimate(hidden[-1], segments[-1]).float().cpu()
         real = torch.ones(x_0.shape[:2]) if canvas.mask is None else canvas.mask.float()
         total += float(((clean - x_0).square() * real[..., None]).sum())
         numbers += int(real.sum()) * x_0.shape[2]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,8 @@ class FlowConfig:
         base_tokens: samples of n tokens have their times shifted by sqrt(n / base_tokens): the more tokens say the
             same, the more noise it takes to hide it (arXiv:2403.03206, section 5.3.2).
         caption_weight: weight of the next-token loss on the captions.
+        canvases: of each sample of a modality, 1 where none is given: after one caption so many noisy copies, at times of
+            their own, that do not see each other. A caption is longer than the tokens of a small picture.
         given_rate: of micro-batches of sound and face, the share in which one of the two is given clean and only the
             other is to be made, each as often; in the rest both are noisy, at times of their own (arXiv:2303.06555).
     """
@@ -43,6 +45,7 @@ class FlowConfig:
     time_std: float = 1.0
     base_tokens: int = 16
     caption_weight: float = 0.0
+    canvases: Mapping[str, int] = field(default_factory=dict)
     given_rate: float = 0.2
 
     def __post_init__(self):
@@ -53,6 +56,7 @@ class FlowConfig:
             (self.time_std > 0, f"time_std must be positive, got {self.time_std}"),
             (self.base_tokens >= 1, f"base_tokens must be at least 1, got {self.base_tokens}"),
             (self.caption_weight >= 0, f"caption_weight must be 0 or more, got {self.caption_weight}"),
+            (min(self.canvases.values(), default=1) >= 1, f"canvases must be at least 1, got {dict(self.canvases)}"),
             (0 <= self.given_rate <= 1, f"given_rate must be in [0, 1], got {self.given_rate}"),
         ]
         for holds, rule in rules:
@@ -92,9 +96,17 @@ def latent_layout(
 ) -> list[tuple[Segment, Target | FlowTarget]]:
     """The captions as causal context, and the samples at drawn times as canvases after them."""
     rows, tokens = batch.values.shape[:2]
-    t, weight = drawn_times(batch.modality, rows, tokens, config, generator)
-    context, canvas = latent_segments(batch, t, generator)
-    return [(context, caption_target(batch, config)), (canvas, FlowTarget(batch.values, weight))]
+    parts: list[tuple[Segment, Target | FlowTarget]] = []
+    copies = config.canvases.get(batch.modality, 1)
+    for number in range(copies):
+        t, weight = drawn_times(batch.modality, rows, tokens, config, generator)
+        context, canvas = latent_segments(batch, t, generator)
+        if number == 0:
+            parts.append((context, caption_target(batch, config)))
+        if copies > 1:
+            canvas = replace(canvas, canvas=torch.full((rows, tokens), number + 1))
+        parts.append((canvas, FlowTarget(batch.values, weight)))
+    return parts
 
 
 def drawn_times(
@@ -137,13 +149,18 @@ def drawn_given(rate: float, generator: Generator) -> str | None:
 
 def latent_segments(batch: LatentBatch, t: Float[Tensor, "batch"], generator: Generator) -> tuple[Segment, Segment]:
     """Context and canvas of samples at given times, with fresh noise."""
+    context = Segment("text", batch.context, mask=batch.context_mask)
+    values = FLOW.corrupt(batch.values, t, generator)
+    return context, Segment(batch.modality, values, time=t, positions=latent_positions(batch))
+
+
+def latent_positions(batch: LatentBatch) -> Float[Tensor, "batch tokens *axes"]:
+    """Where the tokens of samples are: behind the real tokens of their captions."""
     rows, mask = batch.context.shape[0], batch.context_mask
-    positions = None
-    if batch.positions is not None:
-        start = torch.full((rows,), batch.context.shape[1]) if mask is None else mask.sum(dim=1)
-        positions = batch.positions + start[:, None, None].float()
-    context = Segment("text", batch.context, mask=mask)
-    return context, Segment(batch.modality, FLOW.corrupt(batch.values, t, generator), time=t, positions=positions)
+    start = torch.full((rows,), batch.context.shape[1]) if mask is None else mask.sum(dim=1)
+    if batch.positions is None:
+        return start[:, None].float() + torch.arange(batch.values.shape[1])
+    return batch.positions + start[:, None, None].float()
 
 
 def caption_target(batch: LatentBatch, config: FlowConfig) -> Target:

@@ -129,7 +129,7 @@ class ScoreNetworkObjective(nn.Module):
     def add_losses(self, losses: Losses, features: Tensor, segment: Segment, target: Target | FlowTarget) -> None:
         """Put what the model says of a segment, against its data, among the losses."""
         if isinstance(target, FlowTarget):
-            add_flow_error(losses, self.model.decode(features, segment.modality), target)
+            add_flow_error(losses, self.model.estimate(features, segment), target)
         else:
             add_nats(losses, segment, target, *self.nats(features, segment.modality, target))
 

@@ -17,9 +17,9 @@ WITHIN_CELL = 0.45  # steps from a level that surely round to it
 
 
 class RoundedWeights:
-    """Swaps the dense INT4 and INT2 layers of a model for their rounded values, for one forward and backward pass.
+    """Swaps the dense INT4 and INT2 layers of a model for their rounded values, for the passes of one step.
 
-    Scales are those of `quantize` (least squared error), searched anew every `refresh_every` passes; between searches
+    Scales are those of `quantize` (least squared error), searched anew every `refresh_every` steps; between searches
     only the rounding is repeated. INT8 layers are left alone: their rounding is below the noise of a step. Layers that
     `codes` names start where they round to these (see `calibrated_codes`) and keep their scales throughout, and so do
     layers that `scales` names (see `scales_of`), whose weights are left where they are.

@@ -262,9 +262,8 @@ class TrainingRun:
     def micro_step(self, batch: MicroBatch, parts: Parts) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; the losses stay on the device, which nobody waits for."""
         accelerator = self.accelerator
-        with self.as_shipped():
-            losses = self.objective(parts)
-            accelerator.backward(losses["loss"] * self.settings.loss_weights.get(batch.modality, 1.0))
+        losses = self.objective(parts)
+        accelerator.backward(losses["loss"] * self.settings.loss_weights.get(batch.modality, 1.0))
         self.progress.tokens += batch.num_tokens * accelerator.num_processes
         self.progress.positions += sum(s.values.shape[:2].numel() for s, _ in parts) * accelerator.num_processes
         return {f"{batch.modality}/{name}": value.detach() for name, value in losses.items()}
@@ -287,15 +286,15 @@ class TrainingRun:
         micro_steps = self.accelerator.gradient_accumulation_steps
         first = self.progress.step * micro_steps
         ahead = self.asked_ahead(first, micro_steps, progress, following)
-        for _ in range(micro_steps):
-            made = self.next_parts(ahead)
-            with self.accelerator.accumulate(self.objective):
-                found |= self.micro_step(*made)
-                if self.accelerator.sync_gradients:
-                    norm = self.clipped_norm()
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+        with self.as_shipped():  # rounded once: the weights stay as they are until the optimizer steps
+            for _ in range(micro_steps):
+                made = self.next_parts(ahead)
+                with self.accelerator.accumulate(self.objective):
+                    found |= self.micro_step(*made)
+        norm = self.clipped_norm()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.ema.step(self.parameters)
         record = {name: value.item() for name, value in found.items()} | {"grad_norm": norm}
         seconds = self.agreed(time.monotonic() - began)

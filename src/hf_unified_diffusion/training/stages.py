@@ -72,6 +72,7 @@ class StageArguments:
     flow_time_mean: list[str] = field(default_factory=list)  # audio=1.5: where training looks, in logits of the time
     flow_time_std: float = 1.0
     flow_base_tokens: int = 16
+    flow_canvases: list[str] = field(default_factory=list)  # image=4: noisy copies of each sample after its caption
     quantization_bits: int | None = None  # train against the rounding to so many bits; may start with --resume
     quantization_group_size: int = 64
     quantization_scales: str | None = None  # a rounded checkpoint: training goes on between its levels (decision 26)
@@ -120,6 +121,7 @@ class StageArguments:
             time_std=self.flow_time_std,
             base_tokens=self.flow_base_tokens,
             caption_weight=self.caption_weight,
+            canvases=named(self.flow_canvases, int, "flow_canvases"),
         )
         return ObjectiveConfig(
             causal_weight=self.causal_weight,

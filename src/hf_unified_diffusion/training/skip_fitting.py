@@ -1,0 +1,50 @@
+"""Axes and variances of a skip (`WienerSkip`): what a trained network leaves over of tokens that it nearly sees."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
+from .flow_evaluation import noisy_batch
+from .latent_data import LatentBatch
+from .speech_data import SpeechBatch
+
+FITTED_AT = 0.1  # the time at which a network without a skip shows its floor: noise of a hundredth of the data
+
+
+@torch.no_grad()
+def fitted_skip(
+    model: UnifiedDiffusionModel, batches: Sequence[LatentBatch | SpeechBatch], num_axes: int, seed: int = 0
+) -> tuple[Float[Tensor, "width axes"], Float[Tensor, "axes"]]:
+    """The first principal axes of the batches' clean tokens, and the mean square along each of what is left over.
+
+    Args:
+        model: without a skip of the batches' modality.
+        batches: of training data, all of one modality.
+
+    Raises:
+        ValueError: no batches, the model has such a skip, or more axes than tokens have numbers.
+
+    Usage: `model.add_skip("audio", *fitted_skip(model, batches, num_axes=256))`
+    """
+    if not batches:
+        raise ValueError("a skip needs at least one batch to be fitted to, got none")
+    modality, generator = batches[0].modality, Generator().manual_seed(seed)
+    if modality in model.skips:
+        raise ValueError(f"a skip is fitted to a network without one, got a skip of {modality!r}")
+    tokens, left_over = [], []
+    for batch in batches:
+        contexts, canvas, x_0 = noisy_batch(batch, FITTED_AT, generator)
+        segments = [segment.to(model.device) for segment in (*contexts, canvas)]
+        hidden, _ = model.features(segments)
+        clean = model.estimate(hidden[-1], segments[-1]).float().cpu()
+        real = torch.ones(x_0.shape[:2], dtype=torch.bool) if canvas.mask is None else canvas.mask
+        tokens.append(x_0[real])
+        left_over.append((x_0 - clean)[real])
+    if not 1 <= num_axes <= tokens[0].shape[1]:
+        raise ValueError(f"num_axes must be from 1 to {tokens[0].shape[1]}, got {num_axes}")
+    flat = torch.cat(tokens).double()
+    axes = torch.linalg.eigh(flat.T @ flat).eigenvectors.flip(1)[:, :num_axes].float()
+    return axes, (torch.cat(left_over) @ axes).square().mean(dim=0)
