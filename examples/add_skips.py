@@ -3,7 +3,7 @@
     python examples/add_skips.py src/hf_unified_diffusion/assets/unified-diffusion-edge --output_dir runs/start \
         --latents data/image_latents --speech data/speech
 
-A folder of Parquet weights stays one, code by code.
+A folder of Parquet weights stays one, code by code; a skip that is there stays.
 """
 
 import argparse
@@ -28,23 +28,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--speech", type=Path, help="a folder with train/")
     parser.add_argument("--image_axes", type=int, default=128)
     parser.add_argument("--audio_axes", type=int, default=256)
+    parser.add_argument("--avatar_axes", type=int, default=52)
     parser.add_argument("--batches", type=int, default=24, help="of a thousand tokens each")
     parser.add_argument("--cache", type=Path, default=Path("runs"))
     args = parser.parse_args(argv)
     model, tokenizer = UnifiedDiffusionModel.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
-    sources: list[tuple[CaptionedLatents | SpokenRows, int]] = []
+    plans: list[tuple[str, CaptionedLatents | SpokenRows, int]] = []
     if args.latents is not None:
         shards = open_latents(args.latents.glob("train/*.parquet"), "image", args.cache / "latents")
-        sources.append((CaptionedLatents(shards, tokenizer, BATCH_TOKENS), args.image_axes))
+        plans.append(("image", CaptionedLatents(shards, tokenizer, BATCH_TOKENS), args.image_axes))
     if args.speech is not None:
         rows = open_speech(args.speech.glob("train/*.parquet"), args.cache / "speech")
-        sources.append((SpokenRows(rows, tokenizer, BATCH_TOKENS), args.audio_axes))
-    for source, num_axes in sources:
+        spoken = SpokenRows(rows, tokenizer, BATCH_TOKENS, faces=True)
+        plans += [("audio", spoken, args.audio_axes), ("avatar", spoken, args.avatar_axes)]
+    for modality, source, num_axes in plans:
+        if modality in model.skips:
+            continue
         batches = [source.batch(turn, seed=0) for turn in range(args.batches)]
-        axes, variances = fitted_skip(model, batches, num_axes)
-        model.add_skip(source.modality, axes, variances)
+        axes, variances = fitted_skip(model, batches, num_axes, face=modality == "avatar")
+        model.add_skip(modality, axes, variances)
         shown = ", ".join(f"{value:.3g}" for value in variances[:: max(1, num_axes // 8)].tolist())
-        print(f"{source.modality}: {num_axes} axes; variances of some {shown}")
+        print(f"{modality}: {num_axes} axes; variances of some {shown}")
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
 

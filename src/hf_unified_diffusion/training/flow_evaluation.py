@@ -69,14 +69,18 @@ def mean_error(
 
 
 def noisy_batch(
-    batch: LatentBatch | SpeechBatch, time: float, generator: Generator
+    batch: LatentBatch | SpeechBatch, time: float, generator: Generator, face: bool = False
 ) -> tuple[list[Segment], Segment, Float[Tensor, "batch tokens width"]]:
-    """What is told of samples, their canvas at a time, and what is clean; of speech the sound alone."""
+    """What is told of samples, their canvas at a time, and what is clean; of speech the sound alone, or the face."""
     if isinstance(batch, SpeechBatch):
-        layout, x_0 = lay_out(batch.rows, batch.bos_token_id), stacked_rows(batch.sounds, "cpu")
+        clips = batch.faces if face else batch.sounds
+        if clips is None:
+            raise ValueError("faces must come with the speech to be noised, got none")
+        layout, x_0 = lay_out(batch.rows, batch.bos_token_id), stacked_rows(clips, "cpu")
         t = torch.full((len(x_0),), time)
         x_t = FLOW.corrupt(x_0, t, generator)
-        canvas = Segment(batch.modality, x_t, time=t, positions=layout.positions, mask=layout.mask)
+        modality = "avatar" if face else batch.modality
+        canvas = Segment(modality, x_t, time=t, positions=layout.positions, mask=layout.mask)
         return layout.contexts, canvas, x_0
     t = torch.full((len(batch.values),), time)
     context, canvas = latent_segments(batch, t, generator)

@@ -16,13 +16,18 @@ FITTED_AT = 0.1  # the time at which a network without a skip shows its floor: n
 
 @torch.no_grad()
 def fitted_skip(
-    model: UnifiedDiffusionModel, batches: Sequence[LatentBatch | SpeechBatch], num_axes: int, seed: int = 0
+    model: UnifiedDiffusionModel,
+    batches: Sequence[LatentBatch | SpeechBatch],
+    num_axes: int,
+    face: bool = False,
+    seed: int = 0,
 ) -> tuple[Float[Tensor, "width axes"], Float[Tensor, "axes"]]:
     """The first principal axes of the batches' clean tokens, and the mean square along each of what is left over.
 
     Args:
         model: without a skip of the batches' modality.
         batches: of training data, all of one modality.
+        face: of speech, fit the skip of the modality avatar.
 
     Raises:
         ValueError: no batches, the model has such a skip, or more axes than tokens have numbers.
@@ -31,12 +36,12 @@ def fitted_skip(
     """
     if not batches:
         raise ValueError("a skip needs at least one batch to be fitted to, got none")
-    modality, generator = batches[0].modality, Generator().manual_seed(seed)
+    modality, generator = "avatar" if face else batches[0].modality, Generator().manual_seed(seed)
     if modality in model.skips:
         raise ValueError(f"a skip is fitted to a network without one, got a skip of {modality!r}")
     tokens, left_over = [], []
     for batch in batches:
-        contexts, canvas, x_0 = noisy_batch(batch, FITTED_AT, generator)
+        contexts, canvas, x_0 = noisy_batch(batch, FITTED_AT, generator, face)
         segments = [segment.to(model.device) for segment in (*contexts, canvas)]
         hidden, _ = model.features(segments)
         clean = model.estimate(hidden[-1], segments[-1]).float().cpu()
