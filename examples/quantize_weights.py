@@ -1,7 +1,7 @@
 """Round a trained folder to what a checkpoint ships, in weight files of limited size, where it was trained.
 
     python quantize_weights.py runs/rounded/model --output_dir $OUT --max_shard_size 14MB
-    python quantize_weights.py runs/rounded/model --quantization_scales start --output_dir $OUT   # of a stage that had them
+    python quantize_weights.py runs/rounded/model --quantization_scales start --output_dir $OUT     # the stage's own
 
 `export_checkpoint.py` lays the folder out as a checkpoint, code by code as it is.
 """

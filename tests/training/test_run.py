@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from hf_unified_diffusion import UnifiedDiffusionConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
-from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
+from hf_unified_diffusion.training.run import MOST_LEFT_OUT, LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.run_log import append_record, forget_after, read_records
 from hf_unified_diffusion.training.token_data import PackedTokens
 from tests.tiny import tiny_tokenizer
@@ -225,12 +225,23 @@ def test_what_trains_gets_a_gradient_and_what_does_not_stays():
         assert name not in frozen or torch.equal(p, frozen[name])
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_harms():
-    run = new_run(ObjectiveConfig(causal_weight=math.inf))
-    before = weights(run)
-    with pytest.raises(FloatingPointError, match="got norm .* in step 1"):
-        run.step(RATE, 0.0)
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_too_many_stop_the_run():
+    run, fault = new_run(), ObjectiveConfig(causal_weight=math.inf)
+    run.step(RATE, 0.0)
+    before, average, sound = weights(run), [p.clone() for p in run.ema.shadow_params], run.objective.config
+    run.objective.config = fault
+    for count in range(1, MOST_LEFT_OUT + 1):
+        record = run.step(RATE, 0.0)
+        assert record["left_out"] == count and "grad_norm" not in record
+        assert all(map(math.isfinite, record.values()))
     assert same(weights(run), before)
+    assert all(map(torch.equal, run.ema.shadow_params, average))
+    with pytest.raises(FloatingPointError, match="got norm .* in step 5"):
+        run.step(RATE, 0.0)
+    run.objective.config = sound
+    assert run.step(RATE, 0.0)["grad_norm"] > 0
+    assert not same(weights(run), before)
+    assert run.left_out == 0
 
 
 def test_the_rate_warms_up_in_a_line_and_falls_to_its_final_share():

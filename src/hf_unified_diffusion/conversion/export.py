@@ -39,10 +39,19 @@ def export_checkpoint(
         scales: of the layers, by module name, that the network was trained to be rounded with
             (`training.quantization_aware.scales_of`); without any they are searched. Calibration searches its own.
 
+    A folder that was rounded where it was trained (`examples/quantize_weights.py`) is laid out code by code as it is.
+
+    Raises ValueError for calibration or scales of a network that is rounded already.
+
     Usage:
         export_checkpoint(Path("runs/edge/model"), Path("edge"), ArrowQuantConfig(bits=4), ["text", "code"])
     """
     model = UnifiedDiffusionModel.from_pretrained(source, dtype=torch.float32)
+    if getattr(model, "is_quantized", False):
+        if calibration or scales is not None:
+            raise ValueError(f"a network that is rounded takes neither calibration nor scales, got some for {source}")
+        write_checkpoint(model, AutoTokenizer.from_pretrained(source), destination, supported_modalities, **facts)
+        return model
     codes: Mapping[str, Codes] = {} if scales is None else RoundedWeights(model, quantization, scales=scales).codes()
     if calibration:
         with torch.autocast(model.device.type, fast_dtype(), enabled=fast_dtype() is not torch.float32):

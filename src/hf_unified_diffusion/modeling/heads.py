@@ -40,8 +40,8 @@ class WienerSkip(nn.Module):
     """Corrects E[x_0] by what the noisy token itself says: a skip connection past the trunk (arXiv:2206.00364).
 
     A trunk that is narrow and rounded forgets what a token of many numbers says in detail (decision 30). Where what it
-    leaves over has variance r along an axis, x_t - (1 - t) estimate says (1 - t) r / ((1 - t)^2 r + t^2) times itself of
-    it, the Wiener filter. Nothing is added at t = 1; at t = 0 the token comes out as it is along the axes.
+    leaves over has variance r along an axis, x_t - (1 - t) estimate tells of it by the Wiener filter: the factor is
+    (1 - t) r / ((1 - t)^2 r + t^2). Nothing is added at t = 1; at t = 0 the token comes out as it is along the axes.
 
     Attributes:
         axes: float (width, axes), orthonormal columns; zero until they are fitted, and then nothing is added.

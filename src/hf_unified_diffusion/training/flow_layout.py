@@ -33,8 +33,8 @@ class FlowConfig:
         base_tokens: samples of n tokens have their times shifted by sqrt(n / base_tokens): the more tokens say the
             same, the more noise it takes to hide it (arXiv:2403.03206, section 5.3.2).
         caption_weight: weight of the next-token loss on the captions.
-        canvases: of each sample of a modality, 1 where none is given: after one caption so many noisy copies, at times of
-            their own, that do not see each other. A caption is longer than the tokens of a small picture.
+        canvases: of each sample of a modality, 1 where none is given: behind one caption so many noisy copies, at times
+            of their own, that do not see each other. A caption is longer than the tokens of a small picture.
         given_rate: of micro-batches of sound and face, the share in which one of the two is given clean and only the
             other is to be made, each as often; in the rest both are noisy, at times of their own (arXiv:2303.06555).
     """

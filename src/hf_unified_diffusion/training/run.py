@@ -35,6 +35,7 @@ MicroBatch = TokenBatch | LatentBatch | SpeechBatch
 Parts = Sequence[tuple[Segment, Target | FlowTarget | None]]
 SAVED = ("model", "state")
 TRUNK_OPTIMIZERS = ("adamw", "muon")
+MOST_LEFT_OUT = 3  # steps in a row whose gradient is not finite; one in hundreds is the hardware's or a batch's
 MADE_AHEAD = 4  # micro-batches, by one thread: a tokenizer is not for several
 ROUNDED = "rounded.pt"  # absent where the run was not quantization-aware when it was saved
 
@@ -219,7 +220,7 @@ class TrainingRun:
         self.parameters = trainable_parameters(objective.model, reached_modalities(data), settings.train_only)
         chosen = optimizers_of(objective.model, self.parameters, settings)
         self.objective, *self.optimizers = accelerator.prepare(objective, *chosen)
-        self.rounded = rounded
+        self.rounded, self.left_out = rounded, 0
         self.ema = MovingAverage(self.parameters, settings.ema_decay)
         self.progress = Progress()
         self.maker = ThreadPoolExecutor(max_workers=1)
@@ -276,8 +277,11 @@ class TrainingRun:
             progress: of the run, in [0, 1].
             following: that of the next step, if it is known: its first micro-batches are then made during this one.
 
+        A step whose gradient is not finite is left out: weights and average stay as they were, and the record has
+        `left_out`, how many were in a row.
+
         Raises:
-            FloatingPointError: the gradient is not finite; weights, average and what is saved stay as they were.
+            FloatingPointError: `MOST_LEFT_OUT` were left out in a row before this one.
         """
         began, before = time.monotonic(), self.progress.positions
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
@@ -291,23 +295,31 @@ class TrainingRun:
                 made = self.next_parts(ahead)
                 with self.accelerator.accumulate(self.objective):
                     found |= self.micro_step(*made)
-        norm = self.clipped_norm()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        self.ema.step(self.parameters)
-        record = {name: value.item() for name, value in found.items()} | {"grad_norm": norm}
+        losses = {name: value.item() for name, value in found.items()}
+        record = {name: value for name, value in losses.items() if math.isfinite(value)} | self.update()
         seconds = self.agreed(time.monotonic() - began)
         self.progress.step += 1
         self.progress.seconds += seconds
         return {**asdict(self.progress), **record, "positions_per_s": (self.progress.positions - before) / seconds}
 
-    def clipped_norm(self) -> float:
-        """Clip the gradient, and return the norm it had."""
+    def update(self) -> dict[str, float]:
+        """Move weights and average by the gradient, clipped, and forget it; the norm it had, or what was left out."""
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient must be finite, got norm {norm} in step {self.progress.step + 1}")
-        return norm
+        is_finite = math.isfinite(norm)
+        self.left_out = 0 if is_finite else self.left_out + 1
+        for optimizer in self.optimizers:
+            if is_finite:
+                optimizer.step()
+            optimizer.zero_grad()
+        if is_finite:
+            self.ema.step(self.parameters)
+            return {"grad_norm": norm}
+        if self.left_out > MOST_LEFT_OUT:
+            raise FloatingPointError(
+                f"the gradient must be finite, got norm {norm} in step {self.progress.step + 1} and in {MOST_LEFT_OUT} "
+                "before it"
+            )
+        return {"left_out": float(self.left_out)}
 
     def agreed(self, seconds: float) -> float:
         """The main process' figure in all processes: what follows from the clock must follow in all of them."""
