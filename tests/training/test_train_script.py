@@ -115,6 +115,17 @@ def test_a_rounded_checkpoint_trains_on_between_its_levels_and_keeps_its_answers
     moved = codes_after(tmp_path / "moved", "--learning_rate", "1e-2", "--ema_decay", "0.1")
     assert any(not torch.equal(value, landed[name]) for name, value in moved.items())
 
+    # rounded where it was trained, and laid out here: the same codes
+    there, trained = runpy.run_path(str(EXAMPLES / "quantize_weights.py"))["main"], tmp_path / "moved" / "model"
+    own = ("--quantization_scales", str(checkpoint), "--group_size", "16", "--int8_modules", "embeddings")
+    there([str(trained), "--output_dir", str(tmp_path / "sent"), "--max_shard_size", "8KB", *own])
+    assert len(list((tmp_path / "sent").glob("*.parquet"))) > 1
+    export_checkpoint(tmp_path / "sent", tmp_path / "here", quantization, ["text", "code"])
+    here = UnifiedDiffusionModel.from_pretrained(tmp_path / "here").state_dict()
+    assert all(torch.equal(value, here[name]) for name, value in moved.items())
+    with pytest.raises(ValueError, match="takes neither calibration nor scales"):
+        export_checkpoint(tmp_path / "sent", tmp_path / "no", quantization, ["text"], scales={})
+
 
 def losses(out: Path) -> list[tuple[float, ...]]:
     """What a run logged that does not depend on the clock."""
