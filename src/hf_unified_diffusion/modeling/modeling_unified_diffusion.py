@@ -223,9 +223,9 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         """
         if name not in self.projections:
             raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
-        spec = {**self.config.modalities[name], "width": width}
+        spec = {"kind": "continuous", "width": width}
         check_modality(name, spec)
-        if spec == self.config.modalities[name]:
+        if width == self.config.modalities[name]["width"]:
             return
         head = self.heads[name]
         if not isinstance(head, ContinuousHead) or bool(head.weight.any() | head.bias.any()):
@@ -238,6 +238,8 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
     def _start_modality(self, name: str, spec: dict) -> None:
         check_modality(name, spec)
         self.config.modalities = {**self.config.modalities, name: spec}
+        if name in self.skips:  # fitted to tokens of another width
+            del self.skips[name]
         self._build_modality(name, spec)
         like = self.shared_transformer.norm.weight
         for part in (self.heads, self.projections):
