@@ -74,6 +74,7 @@ def write_checkpoint(
     """
     training = {**model.checkpoint_facts.get("training", {}), **facts.get("training", {})}
     model.checkpoint_facts |= {**facts, "supported_modalities": supported_modalities, "training": training}
+    model.skips.to(torch.bfloat16)  # half the bytes, and finer than what they correct
     with replacing(destination) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
