@@ -58,14 +58,26 @@ def mean_error(
     """Mean squared error of x_0 at one time, over all numbers of all samples; the noise follows from the seed."""
     generator, total, numbers = Generator().manual_seed(seed), 0.0, 0
     for batch in batches:
-        contexts, canvas, x_0 = noisy_batch(batch, time, generator)
-        segments = [segment.to(model.device) for segment in (*contexts, canvas)]
-        hidden, _ = model.features(segments)
-        clean = model.estimate(hidden[-1], segments[-1]).float().cpu()
-        real = torch.ones(x_0.shape[:2]) if canvas.mask is None else canvas.mask.float()
-        total += float(((clean - x_0).square() * real[..., None]).sum())
-        numbers += int(real.sum()) * x_0.shape[2]
+        x_0, clean = estimated(model, batch, time, generator)
+        total += float((clean - x_0).square().sum())
+        numbers += x_0.numel()
     return total / numbers
+
+
+def estimated(
+    model: UnifiedDiffusionModel,
+    batch: LatentBatch | SpeechBatch,
+    time: float,
+    generator: Generator,
+    face: bool = False,
+) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
+    """The real tokens of a batch, and what the network makes of them noised to a time; of speech sound or face."""
+    contexts, canvas, x_0 = noisy_batch(batch, time, generator, face)
+    segments = [segment.to(model.device) for segment in (*contexts, canvas)]
+    hidden, _ = model.features(segments)
+    clean = model.estimate(hidden[-1], segments[-1]).float().cpu()
+    real = torch.ones(x_0.shape[:2], dtype=torch.bool) if canvas.mask is None else canvas.mask
+    return x_0[real], clean[real]
 
 
 def noisy_batch(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from .flow_evaluation import noisy_batch
+from .flow_evaluation import estimated
 from .latent_data import LatentBatch
 from .speech_data import SpeechBatch
 
@@ -41,13 +41,9 @@ def fitted_skip(
         raise ValueError(f"a skip is fitted to a network without one, got a skip of {modality!r}")
     tokens, left_over = [], []
     for batch in batches:
-        contexts, canvas, x_0 = noisy_batch(batch, FITTED_AT, generator, face)
-        segments = [segment.to(model.device) for segment in (*contexts, canvas)]
-        hidden, _ = model.features(segments)
-        clean = model.estimate(hidden[-1], segments[-1]).float().cpu()
-        real = torch.ones(x_0.shape[:2], dtype=torch.bool) if canvas.mask is None else canvas.mask
-        tokens.append(x_0[real])
-        left_over.append((x_0 - clean)[real])
+        x_0, clean = estimated(model, batch, FITTED_AT, generator, face)
+        tokens.append(x_0)
+        left_over.append(x_0 - clean)
     if not 1 <= num_axes <= tokens[0].shape[1]:
         raise ValueError(f"num_axes must be from 1 to {tokens[0].shape[1]}, got {num_axes}")
     flat = torch.cat(tokens).double()
