@@ -127,6 +127,11 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
         """As transformers' own, without what names remote code: a repository opts in by `push_to_hub` alone."""
         return {key: value for key, value in super().to_dict().items() if key not in REMOTE_CODE_KEYS}
 
+    def continuous_width(self, name: str) -> int | None:
+        """Numbers in a token of a continuous modality; None for tokens of text and for names it has not."""
+        spec = self.modalities.get(name, {})
+        return spec.get("width") if spec.get("kind") == "continuous" else None
+
     @property
     def head_size(self) -> int:
         """`head_dim`, which is known once the configuration is made."""

@@ -87,12 +87,11 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         vae: AutoencoderMixin,
     ):
         super().__init__()
-        spec = transformer.config.modalities.get(self.modality, {"kind": None})
         width = ImageCodec(vae).width
-        if (spec["kind"], spec.get("width")) != ("continuous", width):
+        if transformer.config.continuous_width(self.modality) != width:
             raise ValueError(
                 f"the transformer must have the continuous modality {self.modality!r} with the {width} channels of the "
-                f"vae, got {spec}"
+                f"vae, got {transformer.config.modalities.get(self.modality)}"
             )
         if transformer.config.bos_token_id is None:
             raise ValueError("the transformer must have a bos_token_id, with which every caption begins, got None")

@@ -91,8 +91,8 @@ class UnifiedDiffusionJointPipeline(CheckpointPipeline):
         super().__init__()
         widths = {"audio": AudioCodec.width, "avatar": AvatarCodec.width}
         for name, width in widths.items():
-            spec = transformer.config.modalities.get(name)
-            if spec is None or (spec["kind"], spec.get("width")) != ("continuous", width):
+            if transformer.config.continuous_width(name) != width:
+                spec = transformer.config.modalities.get(name)
                 raise ValueError(f"the transformer must have the continuous modality {name!r} of {width}, got {spec}")
         if transformer.config.bos_token_id is None:
             raise ValueError("the transformer must have a bos_token_id, with which every sequence begins, got None")

@@ -67,11 +67,10 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
         vocoder: PreTrainedModel | None = None,
     ):
         super().__init__()
-        spec = transformer.config.modalities.get(self.modality, {"kind": None})
-        if (spec["kind"], spec.get("width")) != ("continuous", AudioCodec.width):
+        if transformer.config.continuous_width(self.modality) != AudioCodec.width:
             raise ValueError(
                 f"the transformer must have the continuous modality {self.modality!r} of width {AudioCodec.width}, "
-                f"got {spec}"
+                f"got {transformer.config.modalities.get(self.modality)}"
             )
         if transformer.config.bos_token_id is None:
             raise ValueError("the transformer must have a bos_token_id, with which every context begins, got None")
