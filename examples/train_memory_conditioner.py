@@ -1,7 +1,7 @@
 """Train the memory conditioner: cross-attention and projections only, the rest of the network frozen.
 
     python examples/train_memory_conditioner.py --output_dir runs/memory
-    python examples/merge_memory_conditioner.py runs/memory          # into the embedded checkpoint
+    python examples/merge_parts.py runs/memory/conditioner.safetensors  # into the embedded checkpoint
 
 Only the last layer's cross-attention trains: what it reads is computed once, and steps are cheap.
 Passages of training documents with four memories each: other passages of the same document (right), the nearest of

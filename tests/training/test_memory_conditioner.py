@@ -8,7 +8,8 @@ from torch import Generator
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.contracts import Condition, Segment
-from hf_unified_diffusion.conversion.export import export_checkpoint, merge_tensors
+from hf_unified_diffusion.conversion.export import export_checkpoint
+from hf_unified_diffusion.conversion.merging import merge_tensors
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, TEXT, memory_condition, read_texts
 from hf_unified_diffusion.training.memory_pairs import KINDS, MemoryMix, MemoryPairs, cut_passages
 from hf_unified_diffusion.training.memory_start import (

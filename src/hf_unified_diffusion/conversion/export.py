@@ -1,20 +1,17 @@
 """From a training folder to a checkpoint that ships: quantized Parquet weights, tokenizer, scheduler, metadata."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..folders import replacing
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from ..quantization import ArrowQuantConfig, QuantizedWeight, calibrated_codes, quantize_model
+from ..quantization import ArrowQuantConfig, calibrated_codes, quantize_model
 from ..quantization.integer import Codes
-from ..quantization.modules import can_quantize, dequantize_layer, quantize_layer
 from ..schedulers import MaskedDiffusionScheduler
 from ..training.machine import fast_dtype
 from ..training.quantization_aware import RoundedWeights
@@ -80,48 +77,3 @@ def write_checkpoint(
         tokenizer.save_pretrained(partial)
         tokenizer.backend_tokenizer.save(str(partial / TOKENIZER_FILE), pretty=False)  # of its size, half is spaces
         MaskedDiffusionScheduler(mask_token_id=model.config.mask_token_id).save_pretrained(partial)
-
-
-def merge_tensors(checkpoint: Path, file: Path, destination: Path, **facts: Any) -> UnifiedDiffusionModel:
-    """Put trained parts into a checkpoint: all other weights and files stay as they are, code by code.
-
-    Layers of the trained parts are kept at 8 bits where the checkpoint is quantized. Condition sources that it lacks
-    are added. The destination, which may be the checkpoint itself, is replaced at the end.
-
-    Args:
-        file: safetensors, under the names of the network's own tensors.
-        facts: for `metadata.json`; `training` joins what is there.
-
-    Raises ValueError for tensors that the network has no place for.
-
-    Usage: `merge_tensors(EMBEDDED_CHECKPOINT, Path("runs/memory/conditioner.safetensors"), Path("steered"))`
-    """
-    tensors = load_file(file)
-    model = UnifiedDiffusionModel.from_pretrained(checkpoint)
-    parts = sorted({name.rpartition(".")[0] for name in tensors})
-    for name in parts:
-        prefix, _, source = name.rpartition(".")
-        if prefix == "condition_projections" and source not in model.condition_projections:
-            model.add_condition_source(source, tensors[f"{name}.weight"].shape[1])
-    for name in parts:
-        layer = model.get_submodule(name) if name in dict(model.named_modules()) else None
-        if isinstance(layer, QuantizedWeight):
-            model.set_submodule(name, dequantize_layer(layer))
-    known = {name: value.shape for name, value in model.state_dict().items()}
-    wrong = sorted(name for name, value in tensors.items() if known.get(name) != value.shape)
-    if wrong:
-        raise ValueError(f"tensors must be of the network, with its shapes, got {wrong}")
-    model.load_state_dict(tensors, strict=False)
-    quantization = getattr(model.config, "quantization_config", None)
-    if quantization is not None:
-        kept = {name for name in parts if can_quantize(model.get_submodule(name))}
-        quantization.int8_modules = sorted({*quantization.int8_modules, *kept})
-        dtype = model.dtype
-        for name in kept:
-            model.set_submodule(name, quantize_layer(model.get_submodule(name), 8, quantization.group_size, dtype))
-    training = {**model.checkpoint_facts.get("training", {}), **facts.get("training", {})}
-    model.checkpoint_facts |= {**facts, "training": training}
-    with replacing(destination) as partial:
-        shutil.copytree(checkpoint, partial)
-        model.save_pretrained(partial)
-    return model

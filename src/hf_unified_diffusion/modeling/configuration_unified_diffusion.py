@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 from ..hub.remote_code import REMOTE_CODE_KEYS
 
 MODALITY_KINDS = ("token", "continuous")
+DECODER_SHAPE = ("frames", "channels", "num_blocks")
+MAX_DECODER = 4096  # what a file says of itself decides what is allocated
 POSITIVE = (
     "vocab_size",
     "hidden_size",
@@ -55,7 +57,8 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
         time_embedding_size: number of sinusoids of the time embedding, even.
         head_rank: rank of the residual adapter in a token head.
         modalities: name -> {"kind": "token"} or {"kind": "continuous", "width": int}; with "skip_axes", from 1 to
-            the width, estimates are corrected along so many axes (`WienerSkip`).
+            the width, estimates are corrected along so many axes (`WienerSkip`); with "decoder",
+            {"frames": int, "channels": int, "num_blocks": int}, by a convolution along time (`LocalDecoder`).
         mask_token_id: the token that stands for "hidden"; its logit is always -inf. None: no token can be masked.
         dropout: on attention output and MLP output, in training.
 
@@ -187,6 +190,22 @@ def check_modality(name: str, spec: dict) -> None:
         raise ValueError(f"modality {name!r} must have a positive width, got {spec.get('width')!r}")
     if "skip_axes" in spec and not (type(spec["skip_axes"]) is int and 1 <= spec["skip_axes"] <= spec.get("width", 0)):
         raise ValueError(f"modality {name!r} must have skip_axes from 1 to its width, got {spec}")
+    if "decoder" in spec:
+        check_decoder(name, spec["decoder"], spec.get("width", 0))
+
+
+def check_decoder(name: str, shape: dict, width: int) -> None:
+    """Raise ValueError unless `shape` is that of a `LocalDecoder` of tokens of `width` numbers."""
+    known = isinstance(shape, dict) and width > 0 and set(shape) == set(DECODER_SHAPE)
+    if not known or any(type(number) is not int or number < 1 for number in shape.values()):
+        raise ValueError(
+            f"the decoder of a continuous modality has positive {DECODER_SHAPE}, got {shape!r} of {name!r}"
+        )
+    if width % shape["frames"] or max(shape.values()) > MAX_DECODER:
+        raise ValueError(
+            f"the frames of the decoder of {name!r} must divide its width {width}, and no number of its shape is above "
+            f"{MAX_DECODER}, got {shape}"
+        )
 
 
 def check_source(name: str, width: int) -> None:

@@ -37,6 +37,7 @@ from .control_pass import Control, ControlPass, check_controls
 from .embedded import EMBEDDED_CHECKPOINT
 from .embeddings import PreciseLinear, TimeEmbedding
 from .heads import ContinuousHead, TokenEmbedding, TokenHead, WienerSkip
+from .local_decoder import LocalDecoder
 from .offloading import present
 from .parquet_weights import HUB_KEYS, find_file
 from .pretrained import UnifiedDiffusionOutput, UnifiedDiffusionPreTrainedModel
@@ -69,6 +70,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         self.projections = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.skips = nn.ModuleDict()
+        self.decoders = nn.ModuleDict()
         for name, spec in sorted(config.modalities.items()):  # as config.json sorts them: optimizers count parameters
             self._build_modality(name, spec)
         self.condition_projections = nn.ModuleDict(
@@ -202,6 +204,8 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             self.heads[name] = ContinuousHead(config, spec["width"])
         if "skip_axes" in spec:
             self.skips[name] = WienerSkip(spec["width"], spec["skip_axes"])
+        if "decoder" in spec:
+            self.decoders[name] = LocalDecoder(config.hidden_size, spec["width"], **spec["decoder"])
 
     def add_modality(self, name: str, kind: str = "continuous", width: int | None = None) -> None:
         """Give the network a new modality: an embedding, a projection and a head; nothing else changes.
@@ -238,8 +242,9 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
     def _start_modality(self, name: str, spec: dict) -> None:
         check_modality(name, spec)
         self.config.modalities = {**self.config.modalities, name: spec}
-        if name in self.skips:  # fitted to tokens of another width
-            del self.skips[name]
+        for part in (self.skips, self.decoders):  # fitted to tokens of another width
+            if name in part:
+                del part[name]
         self._build_modality(name, spec)
         like = self.shared_transformer.norm.weight
         for part in (self.heads, self.projections):
@@ -272,6 +277,26 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         skip.variances.copy_(variances)
         like = self.shared_transformer.norm.weight
         self.skips[name] = skip.to(like.device, like.dtype)
+
+    def add_decoder(self, name: str, frames: int, channels: int, num_blocks: int) -> None:
+        """Give a continuous modality a decoder along time, see `LocalDecoder`; what it has is started anew.
+
+        It starts at zero: nothing changes until it is trained (`examples/train_decoder.py`).
+
+        Args:
+            frames: of a token, one after another in its numbers.
+
+        Usage: `model.add_decoder("audio", frames=4, channels=192, num_blocks=4)`; raises ValueError where the name is
+        no continuous modality, or for numbers that do not fit.
+        """
+        if name not in self.projections:
+            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
+        shape = {"frames": frames, "channels": channels, "num_blocks": num_blocks}
+        spec = {**self.config.modalities[name], "decoder": shape}
+        check_modality(name, spec)
+        self.config.modalities = {**self.config.modalities, name: spec}
+        like = self.shared_transformer.norm.weight
+        self.decoders[name] = LocalDecoder(self.config.hidden_size, spec["width"], **shape).to(like.device, like.dtype)
 
     def add_condition_source(self, name: str, width: int) -> None:
         """Give the network a projection from features of `width` to condition tokens; nothing else changes.
@@ -332,12 +357,20 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
             logits = fill(-1, mask_token, float("-inf"))
         return logits
 
-    def estimate(self, hidden: Float[Tensor, "batch length width"], segment: Segment) -> Tensor:
-        """What `decode` reads off a segment's features, corrected by its noisy tokens where the modality has a skip."""
-        clean = self.decode(hidden, segment.modality)
-        if segment.time is None or segment.modality not in self.skips:
+    def estimate(self, hidden: Float[Tensor, "batch length width"], segment: Segment, decoded: bool = True) -> Tensor:
+        """What `decode` reads off a segment's features, on a canvas corrected by its skip and its decoder, if any.
+
+        The decoder is left out where `decoded` is False: that is what it reads.
+        """
+        name = segment.modality
+        clean = self.decode(hidden, name)
+        if segment.time is None:
             return clean
-        return self.skips[segment.modality](clean, segment.values, segment.time)
+        if name in self.skips:
+            clean = self.skips[name](clean, segment.values, segment.time)
+        if decoded and name in self.decoders:
+            clean = self.decoders[name](hidden, clean, segment.values, segment.time, segment.mask)
+        return clean
 
     def features(
         self,

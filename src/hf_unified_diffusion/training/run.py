@@ -132,7 +132,7 @@ def trainable_parameters(
     frozen = [model.time_embedding.target_time, model.time_embedding.guidance]
     frozen += [layer.cross_attn for layer in model.shared_transformer.layers if layer.cross_attn is not None]
     for name in set(model.heads) - set(modalities):
-        frozen += [part[name] for part in (model.heads, model.projections) if name in part]
+        frozen += [part[name] for part in (model.heads, model.projections, model.decoders) if name in part]
         model.modality_embedding[name].requires_grad_(False)
     for part in frozen:
         part.requires_grad_(False)
