@@ -52,7 +52,8 @@ parser.add_argument("--copies", type=int, default=6, help="of each clip, at time
 parser.add_argument("--minutes", type=float, default=15.0, help="of training")
 parser.add_argument("--frames", type=int, default=4, help="of a token")
 parser.add_argument("--channels", type=int, default=192)
-parser.add_argument("--num_blocks", type=int, default=4)
+parser.add_argument("--intermediate_size", type=int, default=288)
+parser.add_argument("--num_blocks", type=int, default=3)
 parser.add_argument("--start", type=Path, help="safetensors of an earlier run, of the same shape")
 parser.add_argument("--pieces", type=int, default=24, help="of a step")
 parser.add_argument("--piece_tokens", type=int, default=24)
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, held_out = rows_of(args.rows / "train"), rows_of(args.rows / "validation")
     torch.manual_seed(args.seed)
     hidden, width = rows.hidden.shape[1], rows.x_0.shape[1]
-    decoder = LocalDecoder(hidden, width, args.frames, args.channels, args.num_blocks)
+    decoder = LocalDecoder(hidden, width, args.frames, args.channels, args.intermediate_size, args.num_blocks)
     if args.start is not None:
         prefix = f"decoders.{MODALITY}."
         decoder.load_state_dict({name.removeprefix(prefix): value for name, value in load_file(args.start).items()})

@@ -12,7 +12,7 @@ from hf_unified_diffusion.quantization import quantize_model
 from tests.training.tiny_training import lively_model
 
 HIDDEN, WIDTH, FRAMES = 16, 12, 4
-SHAPE = {"frames": FRAMES, "channels": 8, "num_blocks": 2}
+SHAPE = {"frames": FRAMES, "channels": 8, "intermediate_size": 24, "num_blocks": 2}
 SOUNDS = {"text": {"kind": "token"}, "audio": {"kind": "continuous", "width": WIDTH}}
 
 

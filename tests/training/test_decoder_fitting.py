@@ -26,7 +26,7 @@ from tests.modeling.test_local_decoder import lively
 from tests.tiny import tiny_tokenizer
 from tests.training.tiny_speech import speech_model, write_speech
 
-SHAPE = {"frames": 4, "channels": 16, "num_blocks": 1}
+SHAPE = {"frames": 4, "channels": 16, "intermediate_size": 32, "num_blocks": 1}
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -117,7 +117,7 @@ def smooth_rows(generator: Generator, clips: int = 40, tokens: int = 12) -> Hear
 def test_training_finds_what_neighbours_tell():
     rows, held_out = smooth_rows(seeded()), smooth_rows(seeded(1))
     torch.manual_seed(0)
-    decoder = LocalDecoder(2, 16, 4, 16, 1)
+    decoder = LocalDecoder(2, 16, 4, 16, 32, 1)
     optimizer = adamw(list(decoder.parameters()), 0.0, 0.98)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 5e-3
     for step in range(120):
@@ -144,7 +144,7 @@ def test_merging_adds_the_decoder_and_changes_no_other_code(tmp_path):
     state = after.state_dict()
     assert all(torch.equal(state[name], value) for name, value in before.state_dict().items())
     bits = {n: m.bits for n, m in after.decoders["audio"].named_modules() if isinstance(m, QuantizedWeight)}
-    assert bits == {"read": 8, "context": 4, "blocks.0.time": 4, "blocks.0.up": 4, "blocks.0.down": 4, "write": 8}
+    assert bits == {"read": 8, "context": 4, "time": 4, "blocks.0.up": 4, "blocks.0.down": 4, "write": 8}
     x_t = torch.randn(1, 6, 400, generator=seeded())
     segment = Segment("audio", x_t, time=torch.full((1,), 0.5))
     with torch.no_grad():

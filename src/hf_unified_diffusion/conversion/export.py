@@ -17,6 +17,7 @@ from ..training.machine import fast_dtype
 from ..training.quantization_aware import RoundedWeights
 
 TOKENIZER_FILE = "tokenizer.json"
+SKIP_DTYPE = torch.bfloat16  # half the bytes, and finer than what a skip corrects
 
 
 def export_checkpoint(
@@ -71,7 +72,7 @@ def write_checkpoint(
     """
     training = {**model.checkpoint_facts.get("training", {}), **facts.get("training", {})}
     model.checkpoint_facts |= {**facts, "supported_modalities": supported_modalities, "training": training}
-    model.skips.to(torch.bfloat16)  # half the bytes, and finer than what they correct
+    model.skips.to(SKIP_DTYPE)
     with replacing(destination) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

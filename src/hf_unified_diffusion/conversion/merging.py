@@ -12,6 +12,7 @@ from ..folders import replacing
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import QuantizedWeight
 from ..quantization.modules import can_quantize, dequantize_layer, quantize_layer
+from .export import SKIP_DTYPE
 
 
 def merge_tensors(checkpoint: Path, file: Path, destination: Path, **facts: Any) -> UnifiedDiffusionModel:
@@ -45,6 +46,7 @@ def merge_tensors(checkpoint: Path, file: Path, destination: Path, **facts: Any)
     _quantize_parts(model, parts)
     training = {**model.checkpoint_facts.get("training", {}), **facts.get("training", {})}
     model.checkpoint_facts |= {**facts, "training": training}
+    model.skips.to(SKIP_DTYPE)
     with replacing(destination) as partial:
         shutil.copytree(checkpoint, partial)
         model.save_pretrained(partial)
@@ -60,13 +62,13 @@ def _add_parts(model: UnifiedDiffusionModel, parts: Collection[str], tensors: Ma
     for modality in sorted({name.split(".")[1] for name in parts if name.startswith("decoders.")}):
         told = {name.removeprefix(f"decoders.{modality}."): value.shape for name, value in tensors.items()}
         width = model.config.continuous_width(modality)
-        ends = [told.get(name, (0,)) for name in ("read.bias", "write.bias")]
-        if width is None or min(end[0] for end in ends) < 1:
+        sizes = [told.get(name, (0,))[0] for name in ("read.bias", "blocks.0.up.bias", "write.bias")]
+        if width is None or min(sizes) < 1:
             raise ValueError(
                 f"a decoder must be of a continuous modality and whole, got {modality!r} and {sorted(told)}"
             )
         blocks = {name.split(".")[1] for name in told if name.startswith("blocks.")}
-        model.add_decoder(modality, width // ends[1][0], ends[0][0], len(blocks))
+        model.add_decoder(modality, width // sizes[2], sizes[0], sizes[1], len(blocks))
 
 
 def _quantize_parts(model: UnifiedDiffusionModel, parts: Collection[str]) -> None:

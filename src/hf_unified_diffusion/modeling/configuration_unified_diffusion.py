@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from ..hub.remote_code import REMOTE_CODE_KEYS
 
 MODALITY_KINDS = ("token", "continuous")
-DECODER_SHAPE = ("frames", "channels", "num_blocks")
+DECODER_SHAPE = ("frames", "channels", "intermediate_size", "num_blocks")
 MAX_DECODER = 4096  # what a file says of itself decides what is allocated
 POSITIVE = (
     "vocab_size",
@@ -58,7 +58,8 @@ class UnifiedDiffusionConfig(PreTrainedConfig):
         head_rank: rank of the residual adapter in a token head.
         modalities: name -> {"kind": "token"} or {"kind": "continuous", "width": int}; with "skip_axes", from 1 to
             the width, estimates are corrected along so many axes (`WienerSkip`); with "decoder",
-            {"frames": int, "channels": int, "num_blocks": int}, by a convolution along time (`LocalDecoder`).
+            {"frames": int, "channels": int, "intermediate_size": int, "num_blocks": int}, by convolutions along time
+            (`LocalDecoder`).
         mask_token_id: the token that stands for "hidden"; its logit is always -inf. None: no token can be masked.
         dropout: on attention output and MLP output, in training.
 

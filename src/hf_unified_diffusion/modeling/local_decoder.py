@@ -8,30 +8,28 @@ from .embeddings import TIME_SCALE, PreciseLinear, ZeroLinear, sinusoids
 
 TIME_SIZE = 32  # sinusoids of the time
 KERNEL = 7  # frames that a block sees
-EXPANSION = 3
 
 
 class DecoderBlock(nn.Module):
     """A block of a ConvNeXt along time (arXiv:2201.03545), its normalized features scaled and shifted by the noise."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, intermediate_size: int):
         super().__init__()
-        self.mix = nn.Conv1d(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels)
+        self.mix = nn.Conv1d(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels, bias=False)
         self.norm = nn.LayerNorm(channels, elementwise_affine=False)
-        self.time = ZeroLinear(TIME_SIZE, 2 * channels)
-        self.up = nn.Linear(channels, EXPANSION * channels)
-        self.down = nn.Linear(EXPANSION * channels, channels)
+        self.up = nn.Linear(channels, intermediate_size)
+        self.down = nn.Linear(intermediate_size, channels, bias=False)
 
     def forward(
         self,
         x: Float[Tensor, "batch frames channels"],
-        noise: Float[Tensor, "batch frames_or_one sinusoids"],
+        scale: Float[Tensor, "batch frames_or_one channels"],
+        shift: Float[Tensor, "batch frames_or_one channels"],
         real: Float[Tensor, "batch frames 1"] | None,
     ) -> Float[Tensor, "batch frames channels"]:
         """Features for the next block; padding is read as the zeros beyond an end, so that no row depends on others."""
         seen = x if real is None else x * real
         mixed = self.norm(self.mix(seen.transpose(1, 2)).transpose(1, 2))
-        scale, shift = self.time(noise).chunk(2, dim=-1)
         return x + self.down(nn.functional.gelu(self.up(mixed * (1 + scale) + shift)))
 
 
@@ -47,17 +45,20 @@ class LocalDecoder(nn.Module):
         hidden_size: width of the trunk.
         width: numbers in a token: `frames` frames, one after another.
         frames: of a token.
-        channels, num_blocks: of the decoder.
+        channels, intermediate_size, num_blocks: of the decoder.
 
     Usage: `decoder(hidden, estimate, segment.values, segment.time, segment.mask)`
     """
 
-    def __init__(self, hidden_size: int, width: int, frames: int, channels: int, num_blocks: int):
+    def __init__(
+        self, hidden_size: int, width: int, frames: int, channels: int, intermediate_size: int, num_blocks: int
+    ):
         super().__init__()
         self.frames = frames
         self.read = PreciseLinear(2 * width // frames, channels)
         self.context = nn.Linear(hidden_size, channels)
-        self.blocks = nn.ModuleList(DecoderBlock(channels) for _ in range(num_blocks))
+        self.time = ZeroLinear(TIME_SIZE, 2 * channels)  # for all blocks
+        self.blocks = nn.ModuleList(DecoderBlock(channels, intermediate_size) for _ in range(num_blocks))
         self.write = ZeroLinear(channels, width // frames)
 
     def forward(
@@ -71,13 +72,14 @@ class LocalDecoder(nn.Module):
         """The corrected estimate, in the dtype it came in; the tokens are one run in time, whatever their positions."""
         dtype, frames = self.read.bias.dtype, self.frames
         t = (time if time.ndim == 2 else time[:, None]).float()
-        noise = sinusoids(t * TIME_SCALE, TIME_SIZE).to(dtype)
+        noise = self.time(sinusoids(t * TIME_SCALE, TIME_SIZE).to(dtype))
         if time.ndim == 2:
             noise = noise.repeat_interleave(frames, dim=1)
+        scale, shift = noise.chunk(2, dim=-1)
         real = None if mask is None else mask.repeat_interleave(frames, dim=1)[..., None].to(dtype)
         heard = [part.to(dtype).unflatten(2, (frames, -1)).flatten(1, 2) for part in (x_t, estimate)]
         x = self.read(torch.cat(heard, dim=-1)) + self.context(hidden.to(dtype)).repeat_interleave(frames, dim=1)
         for block in self.blocks:
-            x = block(x, noise, real)
+            x = block(x, scale, shift, real)
         told = self.write(x).unflatten(1, (-1, frames)).flatten(2)
         return (estimate.float() + t[..., None] * told.float()).to(estimate.dtype)

@@ -278,7 +278,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         like = self.shared_transformer.norm.weight
         self.skips[name] = skip.to(like.device, like.dtype)
 
-    def add_decoder(self, name: str, frames: int, channels: int, num_blocks: int) -> None:
+    def add_decoder(self, name: str, frames: int, channels: int, intermediate_size: int, num_blocks: int) -> None:
         """Give a continuous modality a decoder along time, see `LocalDecoder`; what it has is started anew.
 
         It starts at zero: nothing changes until it is trained (`examples/train_decoder.py`).
@@ -286,12 +286,17 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         Args:
             frames: of a token, one after another in its numbers.
 
-        Usage: `model.add_decoder("audio", frames=4, channels=192, num_blocks=4)`; raises ValueError where the name is
-        no continuous modality, or for numbers that do not fit.
+        Usage: `model.add_decoder("audio", frames=4, channels=192, intermediate_size=288, num_blocks=3)`; raises
+        ValueError where the name is no continuous modality, or for numbers that do not fit.
         """
         if name not in self.projections:
             raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
-        shape = {"frames": frames, "channels": channels, "num_blocks": num_blocks}
+        shape = {
+            "frames": frames,
+            "channels": channels,
+            "intermediate_size": intermediate_size,
+            "num_blocks": num_blocks,
+        }
         spec = {**self.config.modalities[name], "decoder": shape}
         check_modality(name, spec)
         self.config.modalities = {**self.config.modalities, name: spec}
