@@ -109,7 +109,7 @@ def test_a_decoder_trains_behind_a_frozen_trunk_and_joins_the_checkpoint(tmp_pat
     given = {"checkpoint": checkpoint, "speech": speech, "output_dir": out, "learning_rate": 0.01, "ema_decay": 0.9}
     run("train_decoder", compute_minutes=0.02, minutes=0.1, evaluation_minutes=0.05, **shape, **given)
     first, last = first_and_last(out, "t0.95")
-    assert last < 0.9 * first
+    assert last < 0.97 * first
     run("merge_parts", out / "decoder.safetensors", checkpoint=checkpoint, output_dir=tmp_path / "merged")
     merged = UnifiedDiffusionModel.from_pretrained(tmp_path / "merged")
     assert merged.config.modalities["audio"]["decoder"] == {

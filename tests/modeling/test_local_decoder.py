@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused(shape, message):
 
 
 def test_tokens_of_text_have_none():
-    with pytest.raises(StrictDataclassError, match="a decoder of a continuous modality"):
+    with pytest.raises(StrictDataclassError, match="decoder of a continuous modality"):
         UnifiedDiffusionConfig(modalities={"text": {"kind": "token", "decoder": SHAPE}})
     with pytest.raises(ValueError, match="name must be a continuous modality"):
         decoder_model().add_decoder("text", **SHAPE)
