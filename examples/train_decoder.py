@@ -6,7 +6,8 @@
 What the trunk says of noisy clips is computed first and kept in `rows/` of the output folder (about 3.6 kB a token):
 a step then costs what the decoder costs. Another run, on another core and with another `--seed`, may compute more of it
 at the same time (`--minutes 0`); what is there is read, so that a run with `--compute_minutes 0` only trains. The
-learning rate follows the clock; the moving average of the weights is written every few minutes.
+learning rate follows the clock; the moving average of the weights is written every few minutes. Layers compute with
+the values that they will be rounded to.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from torch import Generator
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from hf_unified_diffusion import UnifiedDiffusionModel
+from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.modeling.local_decoder import LocalDecoder
 from hf_unified_diffusion.training.decoder_fitting import (
@@ -34,6 +35,7 @@ from hf_unified_diffusion.training.decoder_fitting import (
 )
 from hf_unified_diffusion.training.machine import fast_dtype
 from hf_unified_diffusion.training.moving_average import MovingAverage
+from hf_unified_diffusion.training.quantization_aware import RoundedWeights
 from hf_unified_diffusion.training.run import LearningRate, adamw
 from hf_unified_diffusion.training.run_log import append_record
 from hf_unified_diffusion.training.speech_data import SpokenRows, open_speech
@@ -49,7 +51,8 @@ parser.add_argument("--output_dir", type=Path, default=Path("runs/decoder"))
 parser.add_argument("--rows", type=Path, help="folder of what was computed; default: rows/ of the output folder")
 parser.add_argument("--compute_minutes", type=float, default=20.0, help="for what the frozen trunk computes")
 parser.add_argument("--copies", type=int, default=6, help="of each clip, at times of their own, behind one context")
-parser.add_argument("--minutes", type=float, default=15.0, help="of training")
+parser.add_argument("--minutes", type=float, default=15.0, help="of training; 0: compute only")
+parser.add_argument("--max_train_steps", type=int, help="so many steps in place of minutes")
 parser.add_argument("--frames", type=int, default=4, help="of a token")
 parser.add_argument("--channels", type=int, default=192)
 parser.add_argument("--intermediate_size", type=int, default=288)
@@ -59,6 +62,8 @@ parser.add_argument("--pieces", type=int, default=24, help="of a step")
 parser.add_argument("--piece_tokens", type=int, default=24)
 parser.add_argument("--learning_rate", type=float, default=2e-3)
 parser.add_argument("--ema_decay", type=float, default=0.998)
+parser.add_argument("--bits", type=int, default=4, choices=(2, 4, 8), help="that it is rounded to as it trains; 8: not")
+parser.add_argument("--group_size", type=int, default=96, help="of the checkpoint's quantization")
 parser.add_argument("--evaluation_minutes", type=float, default=3.0)
 parser.add_argument("--seed", type=int, default=0)
 
@@ -112,26 +117,29 @@ def train(args: argparse.Namespace, decoder: LocalDecoder, rows: HeardRows, held
     parameters = list(decoder.parameters())
     optimizer, rate = adamw(parameters, weight_decay=0.01, beta2=0.98), LearningRate(args.learning_rate, 50, 0.02)
     average, log = MovingAverage(parameters, args.ema_decay), args.output_dir / "log.jsonl"
-    step, seconds, evaluated, bar = 0, 0.0, 0.0, tqdm(unit="step")
+    policy = ArrowQuantConfig(args.bits, args.group_size, int8_modules=["write"], modules_to_not_convert=[])
+    rounding = RoundedWeights(decoder, policy)
+    step, share, seconds, evaluated, bar = 0, 0.0, 0.0, 0.0, tqdm(unit="step")
     autocast = torch.autocast("cpu", fast_dtype(), enabled=fast_dtype() is not torch.float32)
-    while seconds < 60 * args.minutes:
+    while share < 1:
         began, generator = time.monotonic(), Generator().manual_seed(args.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = rate.at(step, seconds / 60 / args.minutes)
+            group["lr"] = rate.at(step, share)
         batch = random_pieces(rows, args.pieces, args.piece_tokens, generator)
-        with autocast:
+        with autocast, rounding.in_place():
             loss = velocity_loss(batch.errors(decoder), batch.time)
-        loss.backward()
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
         optimizer.step()
         optimizer.zero_grad()
         average.step(parameters)
         step, seconds = step + 1, seconds + time.monotonic() - began
+        share = step / args.max_train_steps if args.max_train_steps else seconds / 60 / args.minutes
         bar.update()
-        if step == 1 or seconds - evaluated > 60 * args.evaluation_minutes or seconds >= 60 * args.minutes:
+        if step == 1 or seconds - evaluated > 60 * args.evaluation_minutes or share >= 1:
             evaluated = seconds
             average.put_into(parameters)
-            with autocast:
+            with autocast, RoundedWeights(decoder, policy).in_place():
                 found = {f"t{t:g}": round(error, 5) for t, error in errors_by_time(held_out, decoder).items()}
             record = {"step": step, "seconds": round(seconds, 1), "positions": step * args.pieces * args.piece_tokens}
             save(decoder, args.output_dir, record)

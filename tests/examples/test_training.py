@@ -4,6 +4,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -104,12 +105,13 @@ def test_a_decoder_trains_behind_a_frozen_trunk_and_joins_the_checkpoint(tmp_pat
     checkpoint, out = tmp_path / "checkpoint", tmp_path / "decoder"
     speech_model(258).save_pretrained(checkpoint)
     tiny_tokenizer().save_pretrained(checkpoint)
-    speech = write_speech(tmp_path / "speech", {"train": 3, "validation": 1})
+    speech = write_speech(tmp_path / "speech", {"train": 3})
+    shutil.copytree(speech / "train", speech / "validation")  # that it learns, not what it does with other sentences
     shape = {"channels": 16, "intermediate_size": 32, "num_blocks": 1, "pieces": 8, "piece_tokens": 8}
     given = {"checkpoint": checkpoint, "speech": speech, "output_dir": out, "learning_rate": 0.01, "ema_decay": 0.9}
-    run("train_decoder", compute_minutes=0.02, minutes=0.1, evaluation_minutes=0.05, **shape, **given)
-    first, last = first_and_last(out, "t0.95")
-    assert last < 0.97 * first
+    run("train_decoder", compute_minutes=0.02, max_train_steps=200, **shape, **given)
+    first, last = first_and_last(out, "t0.6")
+    assert last < 0.7 * first
     run("merge_parts", out / "decoder.safetensors", checkpoint=checkpoint, output_dir=tmp_path / "merged")
     merged = UnifiedDiffusionModel.from_pretrained(tmp_path / "merged")
     assert merged.config.modalities["audio"]["decoder"] == {
