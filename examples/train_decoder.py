@@ -68,6 +68,11 @@ parser.add_argument("--evaluation_minutes", type=float, default=3.0)
 parser.add_argument("--seed", type=int, default=0)
 
 
+def autocast() -> torch.autocast:
+    """In the dtype that this machine is fast in."""
+    return torch.autocast("cpu", fast_dtype(), enabled=fast_dtype() is not torch.float32)
+
+
 def compute(args: argparse.Namespace, split: str, minutes: float) -> None:
     """Write files of rows until the minutes are over; of validation one file, at fixed times, if it is not there."""
     folder = args.rows / split
@@ -90,7 +95,8 @@ def compute(args: argparse.Namespace, split: str, minutes: float) -> None:
             batch, turn = source.batch(turn, seed=args.seed), turn + 1
             clips = len(batch.rows)
             t = drawn_times(args.copies, clips, generator) if split == "train" else times[:, None].expand(-1, clips)
-            parts.append(heard_rows(model, batch, t, generator))
+            with autocast():
+                parts.append(heard_rows(model, batch, t, generator))
             bar.update(len(parts[-1].x_0))
             last = time.monotonic() > end
         HeardRows.joined(parts).save(folder / f"{args.seed}-{number:03d}.safetensors")
@@ -120,13 +126,12 @@ def train(args: argparse.Namespace, decoder: LocalDecoder, rows: HeardRows, held
     policy = ArrowQuantConfig(args.bits, args.group_size, int8_modules=["write"], modules_to_not_convert=[])
     rounding = RoundedWeights(decoder, policy)
     step, share, seconds, evaluated, bar = 0, 0.0, 0.0, 0.0, tqdm(unit="step")
-    autocast = torch.autocast("cpu", fast_dtype(), enabled=fast_dtype() is not torch.float32)
     while share < 1:
         began, generator = time.monotonic(), Generator().manual_seed(args.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = rate.at(step, share)
         batch = random_pieces(rows, args.pieces, args.piece_tokens, generator)
-        with autocast, rounding.in_place():
+        with autocast(), rounding.in_place():
             loss = velocity_loss(batch.errors(decoder), batch.time)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
@@ -139,7 +144,7 @@ def train(args: argparse.Namespace, decoder: LocalDecoder, rows: HeardRows, held
         if step == 1 or seconds - evaluated > 60 * args.evaluation_minutes or share >= 1:
             evaluated = seconds
             average.put_into(parameters)
-            with autocast, RoundedWeights(decoder, policy).in_place():
+            with autocast(), RoundedWeights(decoder, policy).in_place():
                 found = {f"t{t:g}": round(error, 5) for t, error in errors_by_time(held_out, decoder).items()}
             record = {"step": step, "seconds": round(seconds, 1), "positions": step * args.pieces * args.piece_tokens}
             save(decoder, args.output_dir, record)
