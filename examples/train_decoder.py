@@ -80,10 +80,8 @@ def compute(args: argparse.Namespace, split: str, minutes: float) -> None:
     number = len(list(folder.glob(f"{args.seed}-*.safetensors")))
     if minutes <= 0 or (split == "validation" and any(folder.glob("*.safetensors"))):
         return
-    model, tokenizer = (
-        UnifiedDiffusionModel.from_pretrained(args.checkpoint),
-        AutoTokenizer.from_pretrained(args.checkpoint),
-    )
+    model = UnifiedDiffusionModel.from_pretrained(args.checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     shards = open_speech((args.speech / split).glob("*.parquet"), args.output_dir / f"cache-{args.seed}")
     source = SpokenRows(shards, tokenizer, tokens=320, reference_dropout=0.5, max_reference_tokens=100)
     generator = Generator().manual_seed(args.seed * 1_000_003 + number)

@@ -225,8 +225,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
 
         Usage: `model.resize_modality("image", 32)`
         """
-        if name not in self.projections:
-            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
+        self._check_continuous(name)
         spec = {"kind": "continuous", "width": width}
         check_modality(name, spec)
         if width == self.config.modalities[name]["width"]:
@@ -238,6 +237,10 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
                 f"width {self.config.modalities[name]['width']}, and {width}"
             )
         self._start_modality(name, spec)
+
+    def _check_continuous(self, name: str) -> None:
+        if name not in self.projections:
+            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
 
     def _start_modality(self, name: str, spec: dict) -> None:
         check_modality(name, spec)
@@ -262,8 +265,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         Usage: `model.add_skip("image", *fitted_skip(model, batches, num_axes=128))`; raises ValueError where the name
         is no continuous modality, or for other shapes.
         """
-        if name not in self.projections:
-            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
+        self._check_continuous(name)
         width = self.config.modalities[name]["width"]
         if axes.ndim != 2 or axes.shape[0] != width or variances.shape != axes.shape[1:]:
             raise ValueError(
@@ -289,8 +291,7 @@ class UnifiedDiffusionModel(UnifiedDiffusionPreTrainedModel):
         Usage: `model.add_decoder("audio", frames=4, channels=192, intermediate_size=288, num_blocks=3)`; raises
         ValueError where the name is no continuous modality, or for numbers that do not fit.
         """
-        if name not in self.projections:
-            raise ValueError(f"name must be a continuous modality of {sorted(self.projections)}, got {name!r}")
+        self._check_continuous(name)
         shape = {
             "frames": frames,
             "channels": channels,
