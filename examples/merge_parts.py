@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_unified_diffusion.conversion.merging import merge_tensors
+from hf_unified_diffusion.conversion.merging import PROGRESS_FILE, merge_tensors
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.quantization import bits_per_weight, num_weights
 
@@ -22,7 +22,7 @@ parser.add_argument("--output_dir", type=Path, help="default: the checkpoint its
 arguments = parser.parse_args()
 
 destination = arguments.checkpoint if arguments.output_dir is None else arguments.output_dir
-progress = json.loads((arguments.file.parent / "progress.json").read_text())
+progress = json.loads((arguments.file.parent / PROGRESS_FILE).read_text())
 model = merge_tensors(arguments.checkpoint, arguments.file, destination, training={arguments.file.stem: progress})
 size = sum(file.stat().st_size for file in destination.iterdir())
 print(f"{num_weights(model) / 1e6:.1f}M parameters, {bits_per_weight(model):.2f} bits per weight, {size / 1e6:.2f} MB")

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Generator
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
+from hf_unified_diffusion.conversion.merging import write_part
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.modeling.local_decoder import LocalDecoder
 from hf_unified_diffusion.training.decoder_fitting import (
@@ -110,11 +111,9 @@ def rows_of(folder: Path) -> HeardRows:
 
 
 def save(decoder: LocalDecoder, folder: Path, progress: dict[str, float]) -> None:
-    """Write the decoder under its names in a network, and how far it is; each file appears whole or not at all."""
-    tensors = {f"decoders.{MODALITY}.{name}": value.contiguous() for name, value in decoder.state_dict().items()}
-    save_file(tensors, folder / "decoder.partial")
-    (folder / "decoder.partial").replace(folder / "decoder.safetensors")
-    (folder / "progress.json").write_text(json.dumps(progress))
+    """Write the decoder under its names in a network, and how far it is."""
+    tensors = {f"decoders.{MODALITY}.{name}": value for name, value in decoder.state_dict().items()}
+    write_part(tensors, folder / "decoder.safetensors", progress)
 
 
 def train(args: argparse.Namespace, decoder: LocalDecoder, rows: HeardRows, held_out: HeardRows) -> None:

@@ -20,12 +20,12 @@ import pyarrow.parquet as parquet
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from hf_unified_diffusion import Condition, UnifiedDiffusionModel
+from hf_unified_diffusion.conversion.merging import write_part
 from hf_unified_diffusion.memory.memory_conditioner import memory_condition, read_texts
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.training.layouts import IGNORED_LABEL, TokenBatch
@@ -191,15 +191,13 @@ def main() -> None:
 
 
 def save(model: UnifiedDiffusionModel, folder: Path, progress: dict[str, float]) -> None:
-    """Write what trained, and how far it is; each file appears whole or not at all."""
+    """Write what trained, and how far it is."""
     tensors = {
-        f"{name}.{key}": value.detach().contiguous()
+        f"{name}.{key}": value
         for name, module in conditioner_modules(model).items()
         for key, value in module.state_dict().items()
     }
-    save_file(tensors, folder / "conditioner.partial")
-    (folder / "conditioner.partial").replace(folder / "conditioner.safetensors")
-    (folder / "progress.json").write_text(json.dumps(progress))
+    write_part(tensors, folder / "conditioner.safetensors", progress)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Pairs of passages and memories, and where the conditioner's training starts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Generator
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.contracts import Condition, Segment
 from hf_unified_diffusion.conversion.export import export_checkpoint
-from hf_unified_diffusion.conversion.merging import merge_tensors
+from hf_unified_diffusion.conversion.merging import PROGRESS_FILE, merge_tensors, write_part
 from hf_unified_diffusion.memory.memory_conditioner import ITEM, TEXT, memory_condition, read_texts
 from hf_unified_diffusion.training.memory_pairs import KINDS, MemoryMix, MemoryPairs, cut_passages
 from hf_unified_diffusion.training.memory_start import (
@@ -145,8 +147,18 @@ def conditioner_file(started, tmp_path):
         for name, module in conditioner_modules(started).items()
         for key, value in module.state_dict().items()
     }
-    save_file(tensors, tmp_path / "conditioner.safetensors")
+    write_part(tensors, tmp_path / "conditioner.safetensors", {"step": 2})
     return tmp_path / "conditioner.safetensors"
+
+
+def test_a_written_part_is_whole_beside_its_progress(started, conditioner_file):
+    folder, tensors = conditioner_file.parent, load_file(conditioner_file)
+    assert {file.name for file in folder.iterdir()} == {conditioner_file.name, PROGRESS_FILE}
+    assert json.loads((folder / PROGRESS_FILE).read_text()) == {"step": 2}
+    state = started.state_dict()
+    assert tensors and all(torch.equal(state[name], value) for name, value in tensors.items())
+    write_part({"a.weight": torch.eye(2).T[:, :1]}, conditioner_file, {"step": 3})  # not contiguous
+    assert {name: value.tolist() for name, value in load_file(conditioner_file).items()} == {"a.weight": [[1], [0]]}
 
 
 def test_merging_changes_the_conditioner_and_no_other_code(started, conditioner_file, tmp_path):

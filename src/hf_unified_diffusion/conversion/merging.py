@@ -1,11 +1,12 @@
 """Trained parts put into a checkpoint whose other weights stay as they are, code by code."""
 
+import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..folders import replacing
@@ -13,6 +14,22 @@ from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..quantization import QuantizedWeight
 from ..quantization.modules import can_quantize, dequantize_layer, quantize_layer
 from .export import SKIP_DTYPE
+
+PROGRESS_FILE = "progress.json"
+
+
+def write_part(tensors: Mapping[str, Tensor], file: Path, progress: Mapping[str, float]) -> None:
+    """Write trained parts as safetensors and, beside them, how far training is; the file appears whole or not at all.
+
+    Args:
+        tensors: under the names of the network's own.
+
+    Usage: `write_part({"decoders.audio.read.bias": bias}, Path("runs/decoder/decoder.safetensors"), {"step": 100})`
+    """
+    partial = file.with_suffix(".partial")
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial)
+    partial.replace(file)
+    (file.parent / PROGRESS_FILE).write_text(json.dumps(progress))
 
 
 def merge_tensors(checkpoint: Path, file: Path, destination: Path, **facts: Any) -> UnifiedDiffusionModel:
