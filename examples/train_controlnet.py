@@ -116,6 +116,8 @@ class ControlRun:
         start = args.controlnet_model_name_or_path
         if start is not None:
             self.controlnet = UnifiedControlNetModel.from_pretrained(start, dtype=torch.float32)
+            if getattr(self.controlnet, "is_quantized", False):
+                self.controlnet.dequantize(torch.float32)
         else:
             sizes = {"num_blocks": args.num_blocks, "read_layer": args.read_layer}
             modality = "image" if args.task == EDGES else "text"

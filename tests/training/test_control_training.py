@@ -125,6 +125,10 @@ def test_the_script_cut_off_and_resumed_is_the_unbroken_run(tmp_path, monkeypatc
     whole = run("whole", 3)
     assert any(bool(residual.weight.any()) for residual in whole.residuals)
     assert UnifiedControlNetModel.from_pretrained(tmp_path / "whole" / "quantized").is_quantized
+    start = UnifiedControlNetModel.from_pretrained(tmp_path / "whole" / "quantized")
+    start.dequantize(torch.float32)
+    further = run("further", 1, "--controlnet_model_name_or_path", str(tmp_path / "whole" / "quantized")).state_dict()
+    assert not [name for name, value in start.named_parameters() if torch.equal(further[name], value)]  # all train
     resumed = run("whole", 3, "--resume_from_checkpoint", "checkpoint-2")
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value)
