@@ -143,7 +143,9 @@ def train(args: argparse.Namespace, decoder: LocalDecoder, rows: HeardRows, held
             average.put_into(parameters)
             with autocast(), RoundedWeights(decoder, policy).in_place():
                 found = {f"t{t:g}": round(error, 5) for t, error in errors_by_time(held_out, decoder).items()}
-            record = {"step": step, "seconds": round(seconds, 1), "positions": step * args.pieces * args.piece_tokens}
+            positions = step * args.pieces * args.piece_tokens
+            record = {"step": step, "seconds": round(seconds, 1), "tokens": len(rows.x_0), "positions": positions}
+            record["flops"] = 6 * sum(map(torch.numel, parameters)) * positions
             save(decoder, args.output_dir, record)
             average.take_out_of(parameters)
             record |= {"loss": round(loss.item(), 4), **found}

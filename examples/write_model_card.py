@@ -73,9 +73,10 @@ def training_section(metadata: dict) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, stage in metadata["training"].items():
         device = stage.get("device", "one CPU core")
-        flops = 6 * metadata["parameters"] * stage["positions"]
+        positions = stage["positions"]
+        flops = stage.get("flops", 6 * metadata["parameters"] * positions)
         lines.append(
-            f"| {name} | {device} | {stage['step']} | {stage['tokens']:,} | {stage['positions']:,} "
+            f"| {name} | {device} | {stage['step']} | {stage.get('tokens', positions):,} | {positions:,} "
             f"| {stage['seconds'] / 60:.0f} | {flops:.1e} |"
         )
     return "\n".join(lines)
