@@ -32,7 +32,7 @@ from hf_unified_diffusion.training.decoder_fitting import (
     errors_by_time,
     heard_rows,
     random_pieces,
-    velocity_loss,
+    weighted_loss,
 )
 from hf_unified_diffusion.training.machine import fast_dtype
 from hf_unified_diffusion.training.moving_average import MovingAverage
@@ -56,11 +56,12 @@ parser.add_argument("--minutes", type=float, default=15.0, help="of training; 0:
 parser.add_argument("--max_train_steps", type=int, help="so many steps in place of minutes")
 parser.add_argument("--frames", type=int, default=4, help="of a token")
 parser.add_argument("--channels", type=int, default=192)
-parser.add_argument("--intermediate_size", type=int, default=288)
-parser.add_argument("--num_blocks", type=int, default=3)
+parser.add_argument("--intermediate_size", type=int, default=384)
+parser.add_argument("--num_blocks", type=int, default=4)
 parser.add_argument("--start", type=Path, help="safetensors of an earlier run, of the same shape")
 parser.add_argument("--pieces", type=int, default=24, help="of a step")
 parser.add_argument("--piece_tokens", type=int, default=24)
+parser.add_argument("--dropout", type=float, default=0.2, help="of what the trunk says")
 parser.add_argument("--learning_rate", type=float, default=2e-3)
 parser.add_argument("--ema_decay", type=float, default=0.998)
 parser.add_argument("--bits", type=int, default=4, choices=(2, 4, 8), help="that it is rounded to as it trains; 8: not")
@@ -127,9 +128,10 @@ def train(args: argparse.Namespace, decoder: LocalDecoder, rows: HeardRows, held
         began, generator = time.monotonic(), Generator().manual_seed(args.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = rate.at(step, share)
-        batch = random_pieces(rows, args.pieces, args.piece_tokens, generator)
+        pieces = random_pieces(rows, args.pieces, args.piece_tokens, generator)
+        batch = pieces.with_dropout(args.dropout, generator)
         with autocast(), rounding.in_place():
-            loss = velocity_loss(batch.errors(decoder), batch.time)
+            loss = weighted_loss(batch.errors(decoder), batch.time)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
         optimizer.step()

@@ -1,5 +1,7 @@
 """What a decoder trains on is what the frozen network says, and a trained one joins a checkpoint code by code."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,7 +19,7 @@ from hf_unified_diffusion.training.decoder_fitting import (
     errors_by_time,
     heard_rows,
     random_pieces,
-    velocity_loss,
+    weighted_loss,
 )
 from hf_unified_diffusion.training.flow_evaluation import estimated
 from hf_unified_diffusion.training.run import adamw
@@ -121,13 +123,32 @@ def test_training_finds_what_neighbours_tell():
     optimizer = adamw(list(decoder.parameters()), 0.0, 0.98)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 5e-3
     for step in range(120):
-        pieces = random_pieces(rows, 16, 8, seeded(step))
-        velocity_loss(pieces.errors(decoder), pieces.time).backward()
+        pieces = random_pieces(rows, 16, 8, seeded(step)).with_dropout(0.2, seeded(step))
+        weighted_loss(pieces.errors(decoder), pieces.time).backward()
         optimizer.step()
         optimizer.zero_grad()
     (before,), (after,) = (errors_by_time(held_out, each).values() for each in (None, decoder))
     one_frame = 0.5  # the posterior variance of a number of variance 1 seen at t = 0.5, without neighbours
     assert after < 0.6 * one_frame < before
+
+
+def test_dropout_zeroes_its_share_of_what_the_trunk_says_and_keeps_its_mean():
+    batch = random_pieces(numbered_rows([400]), count=8, tokens=200, generator=seeded())
+    batch = replace(batch, hidden=torch.ones(8, 200, 16))
+    dropped = batch.with_dropout(0.25, seeded(1))
+    torch.testing.assert_close(dropped.hidden.unique(), torch.tensor([0.0, 4 / 3]))
+    assert dropped.hidden.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(batch.with_dropout(0.0, seeded(1)).hidden, batch.hidden)
+    assert dropped.x_t is batch.x_t and dropped.x_0 is batch.x_0
+
+
+@pytest.mark.parametrize("time", [0.0, 0.1, 0.5, 1.0])
+def test_errors_weigh_the_more_the_less_noise_there_was(time):
+    alone = weighted_loss(torch.ones(1), torch.tensor([time])).item()
+    later = weighted_loss(torch.ones(1), torch.tensor([time + 0.1])).item()
+    assert alone > later
+    both = weighted_loss(torch.tensor([1.0, 2.0]), torch.tensor([time, time + 0.1])).item()
+    assert both == pytest.approx((alone + 2 * later) / 2)
 
 
 def test_merging_adds_the_decoder_and_changes_no_other_code(tmp_path):
