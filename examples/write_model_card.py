@@ -105,7 +105,7 @@ def main() -> None:
     sections = [
         front_matter(metadata),
         "# unified-diffusion-edge",
-        "One diffusion transformer for text and Python code, and, badly so far, pictures, speech and faces: "
+        "One diffusion transformer for text, Python code, speech and faces and, badly so far, pictures: "
         f"{metadata['parameters'] / 1e6:.1f}M parameters, {metadata['trunk_share']:.1%} of them in the shared trunk; "
         f"{shape['num_layers']} layers of {shape['hidden_dim']}; {quantization['bits_per_weight']} bits per weight. It "
         f'starts from {metadata["base_model"]} and is the default of `pipeline("unified-diffusion")`.',
