@@ -48,6 +48,9 @@ FILE_TOKENS = 20_000  # of a file of rows
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--checkpoint", type=Path, default=EMBEDDED_CHECKPOINT)
 parser.add_argument("--speech", type=Path, default=Path("data/speech"), help="as `make data-speech` writes it")
+parser.add_argument(
+    "--train_shards", default="*.parquet", help="pattern of files: better ones that the trunk never heard"
+)
 parser.add_argument("--output_dir", type=Path, default=Path("runs/decoder"))
 parser.add_argument("--rows", type=Path, help="folder of what was computed; default: rows/ of the output folder")
 parser.add_argument("--compute_minutes", type=float, default=20.0, help="for what the frozen trunk computes")
@@ -84,7 +87,8 @@ def compute(args: argparse.Namespace, split: str, minutes: float) -> None:
         return
     model = UnifiedDiffusionModel.from_pretrained(args.checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
-    shards = open_speech((args.speech / split).glob("*.parquet"), args.output_dir / f"cache-{args.seed}")
+    pattern = args.train_shards if split == "train" else "*.parquet"
+    shards = open_speech((args.speech / split).glob(pattern), args.output_dir / f"cache-{args.seed}")
     source = SpokenRows(shards, tokenizer, tokens=320, reference_dropout=0.5, max_reference_tokens=100)
     generator = Generator().manual_seed(args.seed * 1_000_003 + number)
     bar, end, turn = tqdm(unit="tok", desc=split), time.monotonic() + 60 * minutes, number * 1000
