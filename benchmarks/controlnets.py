@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_unified_diffusion import UnifiedControlNetModel
 from hf_unified_diffusion.pipelines.pipeline_text import UnifiedDiffusionTextPipeline
-from hf_unified_diffusion.quantization import bits_per_weight, num_weights, stored_bytes
+from hf_unified_diffusion.quantization import bits_per_weight, dequantize_model, num_weights, stored_bytes
 from hf_unified_diffusion.training.control_examples import ControlExample
 from hf_unified_diffusion.training.reasoning_examples import reasoning_example, structure_of
 from hf_unified_diffusion.training.run_log import read_records
@@ -140,8 +140,7 @@ def main() -> None:
     settings |= {name: path.name for name in ("tools", "reasoning") if (path := getattr(args, name)) is not None}
     pipe = load_pipelines(args)["text"]
     base, tables = num_weights(pipe.transformer), {"Size": []}
-    if getattr(pipe.transformer, "is_quantized", False):  # the same values, and nothing to unpack at each pass
-        pipe.transformer.dequantize(pipe.transformer.dtype)
+    dequantize_model(pipe.transformer, pipe.transformer.dtype)
     for name in ("tools", "reasoning"):
         folder = getattr(args, name)
         if folder is None:

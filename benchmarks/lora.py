@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 
 from hf_unified_diffusion import UnifiedDiffusionModel, UnifiedDiffusionTextPipeline
 from hf_unified_diffusion.modeling.adapters import per_row
+from hf_unified_diffusion.quantization import dequantize_model
 
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -81,8 +82,7 @@ def main() -> None:
     args, settings = start(parser)
     torch.set_num_threads(1)
     pipe = load_pipelines(args)["text"]
-    if getattr(pipe.transformer, "is_quantized", False):
-        pipe.transformer.dequantize(pipe.transformer.dtype)
+    dequantize_model(pipe.transformer, pipe.transformer.dtype)
     with TemporaryDirectory() as folder:
         one, other = (write_adapter(Path(folder) / str(seed), args.checkpoint, seed) for seed in (0, 1))
         found = measured(pipe, one, other, args.repeats)

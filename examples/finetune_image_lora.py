@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 from hf_unified_diffusion import UnifiedDiffusionImagePipeline, UnifiedDiffusionModel
 from hf_unified_diffusion.hub import push_adapter
 from hf_unified_diffusion.modeling.adapters import save_adapter
-from hf_unified_diffusion.quantization import num_weights
+from hf_unified_diffusion.quantization import dequantize_model, num_weights
 from hf_unified_diffusion.training.captioned_pictures import PictureSource
 from hf_unified_diffusion.training.flow_evaluation import flow_errors
 from hf_unified_diffusion.training.flow_layout import FlowConfig
@@ -83,8 +83,7 @@ class Arguments:
 
 def add_lora(model: UnifiedDiffusionModel, args: Arguments) -> None:
     """Freeze the network, in float32, and put a fresh adapter into it."""
-    if getattr(model, "is_quantized", False):
-        model.dequantize(torch.float32)
+    dequantize_model(model)
     model.to(torch.float32).requires_grad_(False)
     config = LoraConfig(r=args.rank, lora_alpha=args.lora_alpha, target_modules=args.lora_target_modules)
     with warnings.catch_warnings():

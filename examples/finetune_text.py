@@ -34,7 +34,7 @@ from hf_unified_diffusion import (
 from hf_unified_diffusion.hub import push_adapter
 from hf_unified_diffusion.modeling.adapters import save_adapter
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
-from hf_unified_diffusion.quantization import num_weights
+from hf_unified_diffusion.quantization import dequantize_model, num_weights
 from hf_unified_diffusion.training.likelihood import held_out_likelihood
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig, ScoreNetworkObjective
@@ -136,8 +136,7 @@ def load_model(args: Arguments) -> UnifiedDiffusionModel:
     path = args.model_name_or_path
     if args.quantization == "bitsandbytes":
         dense = UnifiedDiffusionModel.from_pretrained(path, dtype=torch.float32)
-        if getattr(dense, "is_quantized", False):
-            dense.dequantize(torch.float32)
+        dequantize_model(dense)
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         with TemporaryDirectory() as folder:
             dense.save_pretrained(folder)

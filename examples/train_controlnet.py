@@ -33,7 +33,7 @@ from hf_unified_diffusion import (
 )
 from hf_unified_diffusion.codecs.text_codec import TextCodec
 from hf_unified_diffusion.pipelines.checkpoints import EMBEDDED_CHECKPOINT, load_image_parts, load_parts
-from hf_unified_diffusion.quantization import num_weights, quantize_model
+from hf_unified_diffusion.quantization import dequantize_model, num_weights, quantize_model
 from hf_unified_diffusion.training.captioned_pictures import PictureSource, captions_of
 from hf_unified_diffusion.training.control_examples import ControlExample
 from hf_unified_diffusion.training.control_objective import ControlObjective, control_layout, encode_examples
@@ -116,15 +116,13 @@ class ControlRun:
         start = args.controlnet_model_name_or_path
         if start is not None:
             self.controlnet = UnifiedControlNetModel.from_pretrained(start, dtype=torch.float32)
-            if getattr(self.controlnet, "is_quantized", False):
-                self.controlnet.dequantize(torch.float32)
+            dequantize_model(self.controlnet)
         else:
             sizes = {"num_blocks": args.num_blocks, "read_layer": args.read_layer}
             modality = "image" if args.task == EDGES else "text"
             sizes |= {"hint_source": HINT_SOURCES.get(args.task)}
             self.controlnet = UnifiedControlNetModel.from_transformer(self.base, modality, **sizes)
-        if getattr(self.base, "is_quantized", False):
-            self.base.dequantize(dtype)
+        dequantize_model(self.base, dtype)
         self.base.to(dtype)
         objective = ControlObjective(
             self.base, self.controlnet.train(), ObjectiveConfig(causal_weight=args.causal_weight)

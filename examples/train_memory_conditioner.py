@@ -28,6 +28,7 @@ from hf_unified_diffusion import Condition, UnifiedDiffusionModel
 from hf_unified_diffusion.conversion.merging import write_part
 from hf_unified_diffusion.memory.memory_conditioner import memory_condition, read_texts
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
+from hf_unified_diffusion.quantization import dequantize_model
 from hf_unified_diffusion.training.layouts import IGNORED_LABEL, TokenBatch
 from hf_unified_diffusion.training.memory_pairs import KINDS, MemoryMix, MemoryPairs, Passages, cut_passages
 from hf_unified_diffusion.training.memory_start import (
@@ -153,8 +154,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     model = UnifiedDiffusionModel.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
-    if getattr(model, "is_quantized", False):  # the frozen weights compute densely, with the values of their codes
-        model.dequantize(torch.float32)
+    dequantize_model(model)
     computed = {}
     for split, minutes in (("validation", 0.1 * args.compute_minutes), ("train", 0.9 * args.compute_minutes)):
         documents = read_documents(args.shards / split, args.documents, tokenizer, args.seed)

@@ -23,7 +23,7 @@ from hf_unified_diffusion import Segment, UnifiedDiffusionModel
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.processes.gaussian import GaussianFlow
 from hf_unified_diffusion.processes.times import antithetic_times
-from hf_unified_diffusion.quantization import num_weights
+from hf_unified_diffusion.quantization import dequantize_model, num_weights
 from hf_unified_diffusion.training.run import LearningRate, adamw
 from hf_unified_diffusion.training.run_log import append_record
 
@@ -101,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     set_seed(args.seed)
     train, held_out = (part.to(accelerator.device) for part in load_patches(args))
     model = UnifiedDiffusionModel.from_pretrained(args.model_name_or_path)
-    if getattr(model, "is_quantized", False):
-        model.dequantize(torch.float32)
+    dequantize_model(model)
     model.add_modality(args.modality, width=args.patch_size**2)
     parts = trained_parts(model, args.modality)
     share = sum(part.numel() for part in parts) / num_weights(model)

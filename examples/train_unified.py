@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.modeling.vocabulary import truncate_bpe
+from hf_unified_diffusion.quantization import dequantize_model
 from hf_unified_diffusion.training.distillation import DistillationObjective
 from hf_unified_diffusion.training.held_out import HeldOut, held_out_figures
 from hf_unified_diffusion.training.latent_data import CaptionedLatents, LatentShards, open_latents
@@ -57,8 +58,7 @@ def build_model(args: StageArguments, tokenizer) -> UnifiedDiffusionModel:
         model = UnifiedDiffusionModel.from_source(source, kept_ids, layers=args.layers or None)
     else:
         model = UnifiedDiffusionModel.from_pretrained(args.initial_model, dtype=torch.float32)
-        if getattr(model, "is_quantized", False):  # codes do not train: go on from what they stand for
-            model.dequantize(torch.float32)
+        dequantize_model(model)
     model.config.dropout = args.dropout
     for layer in model.shared_transformer.layers:
         layer.dropout.p = args.dropout

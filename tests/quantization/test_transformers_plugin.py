@@ -19,6 +19,7 @@ from hf_unified_diffusion.quantization import (
     QuantizedEmbedding,
     QuantizedWeight,
     bits_per_weight,
+    dequantize_model,
     num_weights,
     quantize_model,
     read_parquet_weights,
@@ -142,6 +143,15 @@ def test_dequantized_models_give_the_same_answers(
         assert not model.is_quantized
         assert torch.equal(answer(model), wanted)
         assert {name for name, _ in model.named_parameters()} == {name for name, _ in dense.named_parameters()}
+
+
+def test_a_model_is_made_dense_in_place_and_a_dense_one_stays_itself(dense: PreTrainedModel, folder: Path) -> None:
+    model = type(dense).from_pretrained(folder, quantization_config=ArrowQuantConfig(bits=4))
+    wanted = answer(model)
+    for _ in range(2):  # what is dense already is left alone
+        dequantize_model(model)
+        assert not any(isinstance(module, QuantizedWeight) for module in model.modules())
+        assert torch.equal(answer(model), wanted)
 
 
 def test_dense_folders_round_trip_through_parquet(dense: PreTrainedModel, tmp_path: Path) -> None:

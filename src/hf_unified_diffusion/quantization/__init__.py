@@ -23,6 +23,7 @@ from .parquet_layout import FormatError
 from .parquet_reader import ParquetWeights
 from .quantizer_arrowquant import (
     ArrowQuantHfQuantizer,
+    dequantize_model,
     layers_to_quantize,
     mark_quantized,
     quantize_model,
@@ -42,6 +43,7 @@ __all__ = [
     "bits_per_weight",
     "calibrated_codes",
     "dequantize",
+    "dequantize_model",
     "dequantized_cache_info",
     "layers_to_quantize",
     "learn_table",

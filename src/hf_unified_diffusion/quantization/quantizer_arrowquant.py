@@ -169,6 +169,17 @@ def quantize_model(
     return mark_quantized(model, config)
 
 
+def dequantize_model(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> None:
+    """Give a quantized model plain weights, in place, of the values that its codes stand for; a dense one stays itself.
+
+    Codes do not train, and plain weights have nothing to unpack at each pass.
+
+    Usage: `dequantize_model(model)`
+    """
+    if getattr(model, "is_quantized", False):
+        model.dequantize(dtype)
+
+
 def mark_quantized(model: PreTrainedModel, config: ArrowQuantConfig) -> PreTrainedModel:
     """Tell transformers that the layers of a model are packed by this config now."""
     quantizer = ArrowQuantHfQuantizer(config, pre_quantized=False)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
-from ..quantization import dequantize, quantize
+from ..quantization import dequantize, dequantize_model, quantize
 
 BITS = 4
 GROUP_SIZE = 64
@@ -30,8 +30,7 @@ def dense_weights(folder: Path) -> dict[str, Tensor]:
     Usage: `dense_weights(Path("runs/unified/joint/model"))`
     """
     model = UnifiedDiffusionModel.from_pretrained(folder, dtype=torch.float32)
-    if getattr(model, "is_quantized", False):
-        model.dequantize(torch.float32)
+    dequantize_model(model)
     return model.state_dict()
 
 
