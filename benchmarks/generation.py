@@ -34,7 +34,7 @@ SETTINGS = {
     "blocks of 32, 4 tokens a step": (32, 4, False),
     "blocks of 16, 2 tokens a step": (16, 2, False),
     "blocks of 4, 1 token a step": (4, 1, False),
-    "checked drafts of 8, 1 step": (8, 8, True),
+    "checked drafts of 4, 1 step": (4, 4, True),
 }
 LONGEST_PROMPT = 192  # tokens of a docstring prompt
 SHORTEST_TEXT = 16  # tokens below which a text counts as ended too early

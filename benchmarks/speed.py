@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "blocks of 16, 16 steps": {"block_length": 16},
     "blocks of 8, 16 steps": {"block_length": 8},
     "one canvas, 16 steps": {"block_length": None},
+    "drafts of 4 in 1 step, checked": {"block_length": 4, "check_drafts": True},
     "drafts of 8 in 1 step, checked": {"block_length": 8, "check_drafts": True},
 }
 COUNTED = [name for name, setting in SETTINGS.items() if not setting.get("check_drafts")]  # counting takes long

@@ -190,7 +190,7 @@ class ArrowEngine:
         """Queue a request for `diffuse`; it can be waited for, awaited and cancelled.
 
         Args:
-            num_steps: denoising passes. None: drafts of 8 tokens in one pass, each checked by the causal path; with
+            num_steps: denoising passes. None: drafts of 4 tokens in one pass, each checked by the causal path; with
                 a suffix, guidance, energies or `check_drafts=False` one pass for two tokens; for images and
                 speech as the checkpoint says.
             guidance_scale: 1 is none, and so is None, except for images and speech: as the checkpoint says.

@@ -5,6 +5,7 @@ import torch
 
 from hf_unified_diffusion.contracts import Segment
 from hf_unified_diffusion.pipelines.context_denoiser import ContextDenoiser, forget_last
+from hf_unified_diffusion.pipelines.text_writing import remember_rows
 
 LENGTHS = [5, 2, 0]
 
@@ -99,3 +100,23 @@ def test_forgotten_tokens_leave_no_trace(model, ids, canvas, dropped, padded):
     torch.testing.assert_close(denoiser.read(ids[:, 9:]), never.read(ids[:, 9:]))
     given = torch.tensor([5, 3, 4] if padded else [5, 5, 5])
     assert len(denoiser.cache) == int((given + torch.tensor(lengths)).max()) + 3
+
+
+@torch.no_grad()
+def test_rows_that_begin_alike_are_read_once(model, ids, canvas):
+    """Shared beginnings give what reading each row gives, for the price of the different ones."""
+    t = torch.full((3,), 0.5, dtype=torch.float64)
+    rows = [ids[0, :5].tolist(), ids[1, :3].tolist(), ids[0, :5].tolist()]
+    alone, shared = denoiser_of(model), denoiser_of(model)
+    alone.remember(torch.stack([ids[0, :5], ids[1, :5], ids[0, :5]]), mask_of([5, 3, 5], 5))
+    remember_rows(shared, rows, 0, ids.device)
+    assert shared.num_passes == 1 and shared.cache.keys[0].shape[0] == 3
+    torch.testing.assert_close(shared(canvas, t), alone(canvas, t))
+    torch.testing.assert_close(shared.next_logits, alone.next_logits)
+
+
+@torch.no_grad()
+def test_rows_with_conditions_of_their_own_are_each_read(model, ids):
+    denoiser = ContextDenoiser(model, "text", model.config.mask_token_id, adapter_names=["a", "b", "a"])
+    remember_rows(denoiser, [ids[0, :5].tolist()] * 3, 0, ids.device)
+    assert denoiser.num_passes == 0 and len(denoiser.cache) == 0

@@ -65,6 +65,11 @@ class ContextDenoiser:
         kind = (self.modality, self.mask_token_id, self.context_modality)
         return ContextDenoiser(self.model, *kind, controls, self.condition, self.adapter_names)
 
+    @property
+    def rows_are_alike(self) -> bool:
+        """Whether rows of the same tokens are the same: none has a condition, ControlNet or adapter of its own."""
+        return self.condition is None and not self.controls and self.adapter_names is None
+
     def remember(
         self,
         ids: Int[Tensor, "batch length"],

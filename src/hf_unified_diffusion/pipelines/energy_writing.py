@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..conditioning.energies_text import FromContext, Length, TextEnergy, Writing, WrittenText
@@ -15,7 +14,7 @@ from ..conditioning.rejection import Attempt, accepted_sample, check_retries
 from ..contracts import Condition, Denoiser
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .candidates import candidate_generators
-from .context_denoiser import ContextDenoiser
+from .causal_reader import CausalReader
 from .text_inputs import TextOptions, TextRows, check_positive
 from .text_rows import RowWriter
 
@@ -156,7 +155,7 @@ class EnergyWriter:
         self, row: TextRows, writers: Sequence[RowWriter], generator: Generator, scale: float, num_passes: int
     ) -> tuple[RowWriter, Attempt]:
         """One of the candidates of a row, drawn with the weights exp(-scale * weight * energy)."""
-        texts = [self._text(row, writer) for writer in writers]
+        texts = self._texts(row, writers)
         energies = [{energy.name: energy.of_text(text) for energy in self.given.energies} for text in texts]
         chosen = 0
         if len(writers) > 1:
@@ -187,29 +186,25 @@ class EnergyWriter:
 
         return shape
 
-    def _text(self, row: TextRows, writer: RowWriter) -> WrittenText:
-        ids = tuple(writer.ids[0])
+    def _texts(self, row: TextRows, writers: Sequence[RowWriter]) -> list[WrittenText]:
+        """The candidates of a row; what stands before them is read once for all, and only if it is asked for."""
         (read,), (prompt,) = row.read_ids, row.prompt_ids
-        nats = cache(lambda: self._causal_nats(read, ids))
+        behind = CausalReader(self.model, self.modality, read)
+        without = behind if read == prompt else CausalReader(self.model, self.modality, prompt)
 
-        def saved() -> float:
-            if read == prompt:
-                return 0.0
-            without = self._causal_nats(prompt, ids)
-            return float((without - nats()[len(nats()) - len(without) :]).sum())
+        def text_of(writer: RowWriter) -> WrittenText:
+            ids = tuple(writer.ids[0])
+            nats = cache(lambda: behind.nats(ids))
 
-        return WrittenText(writer.completion(0), ids, lambda: float(nats().mean()) if len(nats()) else 0.0, saved)
+            def saved() -> float:
+                if without is behind:
+                    return 0.0
+                alone = without.nats(ids)
+                return float((alone - nats()[len(nats()) - len(alone) :]).sum())
 
-    def _causal_nats(self, read: list[int], ids: tuple[int, ...]) -> Float[Tensor, "tokens"]:
-        """Negative log-likelihood of each token after what was read; nothing predicts the first token of all."""
-        whole = [*read, *ids]
-        first = max(1, len(read))
-        if len(whole) <= first:
-            return torch.zeros(0)
-        context = ContextDenoiser(self.model, self.modality, self.model.config.mask_token_id)
-        tokens = torch.tensor([whole], device=self.model.device)
-        logits = context.read(tokens)[0].float()
-        return torch.nn.functional.cross_entropy(logits[first - 1 : -1], tokens[0, first:], reduction="none")
+            return WrittenText(writer.completion(0), ids, lambda: float(nats().mean()) if len(nats()) else 0.0, saved)
+
+        return [text_of(writer) for writer in writers]
 
 
 def by_context(num_candidates: int) -> dict[str, Any]:

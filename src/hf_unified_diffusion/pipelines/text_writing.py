@@ -21,9 +21,18 @@ Context = ContextDenoiser | GuidedContext
 
 
 def remember_rows(denoiser: ContextDenoiser, rows: list[list[int]], pad_token_id: int, device: torch.device) -> None:
-    """Give a denoiser each row's tokens as context; nothing where all rows are empty."""
-    if any(rows):
+    """Give a denoiser each row's tokens as context; nothing where all rows are empty.
+
+    Candidates begin alike: what several rows share is computed once, in a pass of its own.
+    """
+    if not any(rows):
+        return
+    alike = {tuple(row): number for number, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+    if len(alike) == len(rows) or not denoiser.rows_are_alike:
         denoiser.remember(*pad_right(rows, pad_token_id, device))
+        return
+    denoiser.read(*pad_right([list(row) for row in alike], pad_token_id, device))
+    denoiser.keep_rows(torch.tensor([alike[tuple(row)] for row in rows], device=device))
 
 
 def place_between(
