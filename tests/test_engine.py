@@ -302,6 +302,11 @@ def test_from_folders(tmp_path):
         (lambda e: e.diffuse("ab", modality="audio", suffix="b"), "suffix must be left out for audio"),
         (lambda e: e.diffuse("", modality="audio"), "something to speak"),
         (lambda e: e.diffuse("ab", memory_guided=True), "memory_guided needs a memory"),
+        (lambda e: e.diffuse("ab", memory_strength=2.0), "left out without memory_guided=True, got 2.0 and 1"),
+        (
+            lambda e: e.diffuse("ab", ["text", "audio"], memory_candidates=2),
+            "without memory_guided=True, got 1.0 and 2",
+        ),
         (lambda e: e.diffuse("ab", max_new_tokens=0), "max_new_tokens must be an integer of at least 1, got 0"),
         (lambda e: e.diffuse("ab", num_steps=0), "num_inference_steps must be an integer of at least 1, got 0"),
         (lambda e: e.generate("ab", mode="both"), "mode must be one of"),
