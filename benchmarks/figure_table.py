@@ -19,8 +19,8 @@ TOOLS, REASONING = (
 SHARDS, PICTURES = "data/shards/test", "data/image_pictures/test"
 CODEC = f"{EMBEDDED}/vae"
 SPEECH, VOCODER = "data/speech/test", f"{EMBEDDED}/vocoder"
-CHECKED, BLOCKS = "checked drafts of 4, 1 step", "blocks of 4, 1 token a step"
-LENGTHS = "--code_tokens 160 --settings"
+CHECKED, BLOCKS = "checked drafts of 8, 1 step", "blocks of 4, 1 token a step"
+LENGTHS = "--code_tokens 160 --top_p 0.9 --settings"
 FEW_SCHEMAS = "--num 60 --baseline_every 20 --retries 1 --parts validity"
 FEW_PICTURES = "--num 100 --captions 50 --fit_pictures 1000 --fit_scenes 400 --scenes 80"
 

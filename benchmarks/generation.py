@@ -34,7 +34,7 @@ SETTINGS = {
     "blocks of 32, 4 tokens a step": (32, 4, False),
     "blocks of 16, 2 tokens a step": (16, 2, False),
     "blocks of 4, 1 token a step": (4, 1, False),
-    "checked drafts of 4, 1 step": (4, 4, True),
+    "checked drafts of 8, 1 step": (8, 8, True),
 }
 LONGEST_PROMPT = 192  # tokens of a docstring prompt
 SHORTEST_TEXT = 16  # tokens below which a text counts as ended too early
@@ -233,9 +233,9 @@ def main() -> None:
     parser.add_argument("--code_tokens", type=int, default=96, help="at most, for a function")
     parser.add_argument("--text_tokens", type=int, default=128, help="at most, for a text")
     parser.add_argument("--prefix_tokens", type=int, default=16, help="of a held-out text, given")
-    parser.add_argument("--temperature", type=float, help="of prose; default: the checkpoint's own")
-    parser.add_argument("--code_temperature", type=float)
-    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of prose")
+    parser.add_argument("--code_temperature", type=float, default=0.3)
+    parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--num_candidates", type=int, default=1, help="texts to draw a likely one of")
     parser.add_argument("--batch_size", type=int, default=10)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-# tokens drafted in one pass where the causal path checks them; of 8 as many are kept, at a higher price (decision 32)
-CHECKED_BLOCK = 4
+CHECKED_BLOCK = 1  # tokens drafted ahead where the causal path checks them (decision 32)
 
 
 def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> dict[str, Any]:

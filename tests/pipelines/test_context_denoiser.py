@@ -120,3 +120,26 @@ def test_rows_with_conditions_of_their_own_are_each_read(model, ids):
     denoiser = ContextDenoiser(model, "text", model.config.mask_token_id, adapter_names=["a", "b", "a"])
     remember_rows(denoiser, [ids[0, :5].tolist()] * 3, 0, ids.device)
     assert denoiser.num_passes == 0 and len(denoiser.cache) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cached", [0, 5])
+def test_looking_ahead_is_a_canvas_behind_each_prefix(model, ids, cached):
+    """One pass gives what a pass for each prefix gives, padded contexts and padded tokens included."""
+    size, new, t = 2, ids[:, 5:8], torch.ones(3)
+    begun = mask_of(LENGTHS, 5)
+    real = mask_of([3, 3, 2], 3)
+    whole = denoiser_of(model)
+    if cached:
+        whole.read(ids[:, :5], begun)
+    causal, ahead = whole.read_ahead(new, real, 1, size)
+    assert ahead.shape[:3] == (3, 3, size) and len(whole.cache) == cached + 3
+    for prefix in (1, 2, 3):
+        alone = denoiser_of(model)
+        if cached:
+            alone.read(ids[:, :5], begun)
+        alone.remember(new[:, :prefix], real[:, :prefix])
+        expected = alone(torch.full((3, size), model.config.mask_token_id), t)
+        rows = real[:, prefix - 1]
+        torch.testing.assert_close(ahead[rows, prefix - 1], expected[rows])
+        torch.testing.assert_close(causal[rows, prefix - 1], alone.next_logits[rows])

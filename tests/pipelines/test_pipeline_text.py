@@ -7,6 +7,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_unified_diffusion.codecs.text_codec import TextCodec
 from hf_unified_diffusion.contracts import Segment
+from hf_unified_diffusion.pipelines.text_writing import LONGEST_AHEAD
 from hf_unified_diffusion.processes.randomness import spawn_generators
 from hf_unified_diffusion.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -149,10 +150,11 @@ def test_cached_equals_uncached(pipe, model, tokenizer, block_length):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("steps", [3, 7, 20])
+@pytest.mark.parametrize("steps", [(8, 3), (8, 7), (8, 20), (1, 20), (2, 10)])
 @pytest.mark.parametrize("prompt", ["def parse(", "def f():\n", None])
 def test_checked_greedy_drafts_are_the_greedy_autoregressive_text(pipe, model, tokenizer, ends, steps, prompt):
-    output = pipe(prompt, check_drafts=True, temperature=0.0, **{**SHORT, "num_inference_steps": steps})
+    blocks = dict(zip(("block_length", "num_inference_steps"), steps, strict=True))
+    output = pipe(prompt, check_drafts=True, temperature=0.0, **{**SHORT, **blocks})
     written, codec = ids_of(output)[0], TextCodec(tokenizer)
     before, opening = codec.heal(prompt or "")
     # From nothing, the first token has no causal prediction and is the draft's.
@@ -170,11 +172,12 @@ def test_checked_greedy_drafts_are_the_greedy_autoregressive_text(pipe, model, t
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("blocks", [{}, {"block_length": 1, "num_inference_steps": 20}])
 @pytest.mark.parametrize(
     "less", [{"guidance_scale": 2.5, "negative_prompt": "self"}, {"context": "self.bar\n", "context_scale": 2.5}]
 )
-def test_checked_guided_drafts_are_the_greedy_guided_text(pipe, model, tokenizer, ends, less):
-    output = pipe("def parse(", check_drafts=True, temperature=0.0, **{**SHORT, **less})
+def test_checked_guided_drafts_are_the_greedy_guided_text(pipe, model, tokenizer, ends, less, blocks):
+    output = pipe("def parse(", check_drafts=True, temperature=0.0, **{**SHORT, **less, **blocks})
     codec = TextCodec(tokenizer)
     prompt, extra = codec.encode(["def parse(", less.get("context", less.get("negative_prompt"))])
     read, null = ([*extra, *prompt], prompt) if "context" in less else (prompt, extra)
@@ -228,16 +231,59 @@ def test_checked_drafts_are_distributed_as_the_autoregressive_text(pipe, model, 
     assert seen == pytest.approx(1)
 
 
+@torch.no_grad()
+def test_drafts_made_ahead_are_distributed_as_the_autoregressive_text(pipe, model, tokenizer):
+    """The third token is drafted behind what was not yet written, or is the check's: exact, over all first two."""
+    rows, top, prompt = 4000, 24, "def parse("
+    options = {"max_new_tokens": 3, "block_length": 1, "num_inference_steps": 3, "top_k": top, "temperature": 3.0}
+    model.config.eos_token_id, before = None, model.config.eos_token_id
+    try:
+        output = pipe(prompt, check_drafts=True, num_return_sequences=rows, seed=0, **options)
+    finally:
+        model.config.eos_token_id = before
+    assert 0.01 < output.acceptance_rate < 0.99  # both ways were taken
+    begun, weight = torch.tensor([tokenizer.encode(prompt)]), torch.ones(1)
+    for _ in range(2):
+        best = (model(begun).logits[:, -1].float() / 3.0).topk(top)
+        begun = torch.cat([begun.repeat_interleave(top, dim=0), best.indices.view(-1, 1)], dim=1)
+        weight = (weight[:, None] * best.values.softmax(dim=-1)).flatten()
+    best = (model(begun).logits[:, -1].float() / 3.0).topk(top)
+    p = torch.zeros(model.config.vocab_size)
+    p.index_add_(0, best.indices.flatten(), (weight[:, None] * best.values.softmax(dim=-1)).flatten())
+    third = torch.tensor([ids[2] for ids in ids_of(output)]).bincount(minlength=len(p))
+    assert bool(((third / rows - p).abs() <= 5 * (p * (1 - p) / rows).sqrt() + 1e-9).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"guidance_scale": 2.0, "negative_prompt": "self"}])
+def test_drafts_made_ahead_do_not_depend_on_the_batch(pipe, options):
+    """Rows of other lengths end at other times."""
+    options = {**SHORT, "check_drafts": True, "block_length": 2, "num_inference_steps": 10, **options}
+    prompts = ["def parse(", "x", "x = 1\ny"]
+    together = ids_of(pipe(prompts, **options))
+    for row, prompt in enumerate(prompts):
+        alone = pipe(prompt, **{**options, "seed": None}, generator=[spawn_generators(3, 3)[row]])
+        assert together[row] == ids_of(alone)[0]
+
+
 def top_two(model, ids):
     best = (model(torch.tensor([ids])).logits[0, -1].float() / 3.0).topk(2)
     return list(zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True))
 
 
-def test_a_round_writes_what_it_accepts_and_one_token_more(pipe, ends):
-    output = pipe("x", check_drafts=True, max_new_tokens=9, block_length=1, num_inference_steps=9, temperature=0.0)
-    rounds, drafts = output.num_forward_passes / 2, 1
+@pytest.mark.parametrize("drafts", [1, 2, 3])
+def test_a_round_writes_what_it_accepts_and_one_token_more(pipe, ends, drafts):
+    """A round is two passes, or one where the check before has drafted ahead."""
+    output = pipe(
+        "x",
+        check_drafts=True,
+        max_new_tokens=12,
+        block_length=drafts,
+        num_inference_steps=12 // drafts,
+        temperature=0.0,
+    )
+    rounds = output.num_forward_passes - 1 if drafts <= LONGEST_AHEAD else output.num_forward_passes / 2
     written = rounds * (drafts * output.acceptance_rate + 1)
-    assert written - 1 <= len(output.completion_ids[0]) + output.finished[0] <= written
+    assert written - drafts <= len(output.completion_ids[0]) + output.finished[0] <= written
 
 
 def test_guidance_scale_zero_is_the_negative_prompt_alone(pipe):

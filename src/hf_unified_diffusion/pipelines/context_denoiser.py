@@ -129,6 +129,40 @@ class ContextDenoiser:
         self.remember(ids, mask)
         return self._forward([])[-1]
 
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether `read_ahead` works: not with ControlNets, whose contexts are longer, nor with an exported graph."""
+        return not self.controls and isinstance(self.model, UnifiedDiffusionModel)
+
+    def read_ahead(
+        self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"] | None, first: int, size: int
+    ) -> tuple[Float[Tensor, "batch length vocab"], Float[Tensor, "batch prefixes size vocab"]]:
+        """`read`, and in the same pass a canvas of `size` masks behind each prefix of the tokens.
+
+        Args:
+            first: tokens of the shortest prefix; the longest is all of them.
+
+        Usage: `causal, ahead = denoiser.read_ahead(ids, None, first=1, size=2)`
+        """
+        batch, device = len(ids), ids.device
+        prefixes = torch.arange(first, ids.shape[1] + 1, device=device)
+        start = self.cache.next_position
+        start = torch.zeros(batch, device=device) if start is None else start
+        behind = prefixes[:, None].expand(-1, size)
+        places = (behind + torch.arange(size, device=device)).flatten()
+        number = torch.arange(1, len(prefixes) + 1, device=device)[:, None].expand(-1, size)
+        canvases = Segment(
+            self.modality,
+            torch.full((batch, len(places)), self.mask_token_id, device=device),
+            time=torch.ones(batch, device=device),
+            positions=start[:, None] + places,
+            canvas=number.flatten().expand(batch, -1),
+            reach=(len(self.cache) + behind.flatten()).expand(batch, -1),
+        )
+        self.remember(ids, mask)
+        causal, ahead = self._forward([canvases])
+        return causal, ahead.unflatten(1, (len(prefixes), size))
+
     def _forward(self, canvases: list[Segment], condition: Condition | None = None) -> tuple[Tensor, ...]:
         waiting, self._waiting = self._waiting, []
         condition = self.condition if condition is None else condition

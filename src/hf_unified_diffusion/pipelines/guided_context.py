@@ -77,5 +77,17 @@ class GuidedContext:
         """Commit clean tokens to both contexts now; gives the guided causal prediction of the token after each."""
         return self._mix(self.context.read(ids, mask), self.null.read(ids, mask))
 
+    @property
+    def can_look_ahead(self) -> bool:
+        """See `ContextDenoiser`."""
+        return self.context.can_look_ahead and self.null.can_look_ahead
+
+    def read_ahead(
+        self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"] | None, first: int, size: int
+    ) -> tuple[Float[Tensor, "batch length vocab"], Float[Tensor, "batch prefixes size vocab"]]:
+        """See `ContextDenoiser`; both are guided."""
+        clean, null = (one.read_ahead(ids, mask, first, size) for one in (self.context, self.null))
+        return self._mix(clean[0], null[0]), self._mix(clean[1], null[1])
+
     def _mix(self, clean: Tensor, null: Tensor) -> Tensor:
         return pushed_away(clean.float(), null.float(), self.scale)

@@ -52,7 +52,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
         "num_inference_steps": 8,
         "guidance_scale": 3.0,
         "speaker_guidance_scale": 3.0,
-        "guidance_interval": (0.5, 1.0),
+        "guidance_interval": (0.0, 1.0),
         "seconds_per_class": None,
     }
     model_cpu_offload_seq = "transformer->vocoder"
@@ -131,8 +131,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
             speaker_guidance_scale: of the reference. Where both scales are 1 a step takes one pass, where they are the
                 same or `guidance_scale` is 1 two, else three.
             guidance_interval: the lowest and the highest noise level in [0, 1] at which guidance acts; other steps take
-                one pass (arXiv:2404.07724). None: what the checkpoint says, 0.5 to 1 by default: with little noise
-                guidance only makes a voice less like itself (decision 34).
+                one pass (arXiv:2404.07724). None: what the checkpoint says, by default all levels.
             speed: 2 speaks twice as fast as the reference, or without one as the corpus; 0.25 to 4.
             num_audios_per_prompt: sounds per prompt, one after the other.
             num_candidates: of each part so many are spoken, and the one is kept that the network itself finds likeliest

@@ -169,7 +169,8 @@ class UnifiedDiffusionTextPipeline(LoraMixin, PushPipelineMixin, CheckpointPipel
                 strengthens it too.
             check_drafts: let the causal path check every drafted block and keep what it would have written itself: text
                 distributed as the autoregressive model's, at that temperature. Each draft takes the passes of one
-                block, and there are as many drafts as it needs.
+                block and one to check it; drafts of one or two tokens in one step are made in the pass that checks
+                those before. There are as many drafts as it needs.
             constraint: what each text must be, always: see `SchemaConstraint`. Whitespace at the end of a prompt then
                 stays as it is. A canvas must be such a text as a whole; with a suffix, all between is one.
             json_schema, tools, regex: for `SchemaConstraint.from_json_schema`, `.from_tools`, `.from_regex`, instead.

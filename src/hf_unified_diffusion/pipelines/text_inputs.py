@@ -80,7 +80,8 @@ class TextOptions:
         """Tokens beyond the given ones that the context must have room for."""
         if not self.check_drafts:
             return self.max_new_tokens
-        return self.max_new_tokens + self.block_sizes[0] + 1  # a short row's draft may stand behind a long row's text
+        # a short row's draft may stand behind a long row's text, and what is drafted ahead behind that
+        return self.max_new_tokens + 2 * (self.block_sizes[0] + 1)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """Writing: block after block, by checked drafts, or one canvas between given tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..codecs.text_codec import pad_right
 from ..conditioning.guidance import beginning_with
-from ..contracts import Denoiser
+from ..contracts import Condition, Denoiser
 from .canvas_filling import CanvasFiller
 from .context_denoiser import ContextDenoiser
 from .draft_check import Sampling, Verdict, check_draft
@@ -18,6 +18,7 @@ from .text_rows import RowWriter
 
 Allowed = Bool[Tensor, "batch vocab"]
 Context = ContextDenoiser | GuidedContext
+LONGEST_AHEAD = 2  # tokens of a draft that is made ahead
 
 
 def remember_rows(denoiser: ContextDenoiser, rows: list[list[int]], pad_token_id: int, device: torch.device) -> None:
@@ -128,7 +129,9 @@ def still_open(
 class CheckedWriting:
     """Drafts of a block, each checked by the causal path (see `draft_check`).
 
-    The first pass of a draft also carries the one token that the last check wrote, so a round costs num_steps + 1.
+    A round drafts in `num_steps` passes, of which the first carries the one token that the last check wrote, and checks
+    in one more. Short drafts of one step are made ahead instead: the pass that checks a draft reads canvases behind
+    each of its prefixes too, and the one behind what is accepted gives the next draft. A round is then one pass.
 
     Usage: `CheckedWriting(writer, filler, context, 32, 1, torch.device("cpu")).run(None)  # the acceptance rate`
     """
@@ -139,6 +142,13 @@ class CheckedWriting:
     block_length: int
     num_steps: int
     device: torch.device
+    _next_token: Int[Tensor, "some 1"] | None = field(default=None, init=False)  # written, and not read yet
+    _ahead: Float[Tensor, "some length vocab"] | None = field(default=None, init=False)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether drafts are made ahead: n tokens need (n + 1)^2 masks in the pass."""
+        return self.num_steps == 1 and self.block_length <= LONGEST_AHEAD and self.context.can_look_ahead
 
     def run(self, opening: Allowed | None) -> float:
         """Write all rows; gives the share of drafted tokens that were kept."""
@@ -160,7 +170,7 @@ class CheckedWriting:
                 kept = zip(written.tolist(), count.tolist(), self.filler.constrained.room, strict=True)
                 self.filler.constrained.advance([tokens[: min(n, room)] for tokens, n, room in kept])
             rows, index = still_open(self.writer, self.filler, self.context, rows, self.device)
-            self.context.remember(verdict.next_token[index, None])
+            self._go_on(verdict.next_token[index, None], index)
         return num_accepted / max(1, num_drafted)
 
     def draft(self, rows: list[int], opening: Allowed | None) -> tuple[Tensor, Bool[Tensor, "some length"]]:
@@ -172,16 +182,16 @@ class CheckedWriting:
         canvas = torch.full(real.shape, mask_token_id, device=self.device).masked_fill(~real, self.filler.pad_token_id)
         self.context.place(real=None if bool(real.all()) else real)
         denoiser = self.context if opening is None else beginning_with(self.context, opening)
-        draft = self.filler.fill(denoiser, canvas, real, self.num_steps)
+        draft = self.filler.fill(denoiser if self._ahead is None else self._foreseen, canvas, real, self.num_steps)
         return draft, real & (place <= self.filler.ends(draft)[1][:, None])  # nothing counts after an end token
 
     def check(self, draft: Tensor, real: Bool[Tensor, "some length"], opening: Allowed | None) -> Verdict:
         """What the causal path says of a draft; the context keeps what it accepts."""
         config, context = self.filler.scheduler.config, self.context
-        first = sure_of(draft[:, 0], context) if context.next_logits is None else context.next_logits
+        target = self._causal(draft, real)
         if opening is not None:
-            first = first.masked_fill(~opening, -torch.inf)
-        target = torch.cat([first[:, None], context.read(draft, None if bool(real.all()) else real)], dim=1)
+            first = target[:, :1].masked_fill(~opening[:, None], -torch.inf)
+            target = torch.cat([first, target[:, 1:]], dim=1)
         if self.filler.constrained is not None:
             target = target.masked_fill(~self.filler.constrained.allowed_next(draft, real), -torch.inf)
         sampling = Sampling(config.temperature, config.top_k, config.top_p)
@@ -190,7 +200,39 @@ class CheckedWriting:
         draft_logits = self.filler.draft_logits if is_independent else None
         verdict = check_draft(draft, real, target, draft_logits, sampling, self.filler.generators)
         context.forget(real.sum(dim=1) - verdict.accepted)
+        if self._ahead is not None:
+            self._ahead = self._ahead[torch.arange(len(draft), device=self.device), verdict.accepted]
         return verdict
+
+    def _causal(self, draft: Tensor, real: Bool[Tensor, "some length"]) -> Float[Tensor, "some length+1 vocab"]:
+        """What the causal path predicts at each token of a draft and after it; what is ahead of it is noted."""
+        context, mask = self.context, None if bool(real.all()) else real
+        if self._next_token is None:
+            first = sure_of(draft[:, 0], context) if context.next_logits is None else context.next_logits
+            logits = self._read(draft, mask, first=0)
+            return torch.cat([first[:, None], logits], dim=1)
+        if mask is not None:
+            mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        return self._read(torch.cat([self._next_token, draft], dim=1), mask, first=1)
+
+    def _read(self, ids: Tensor, mask: Tensor | None, first: int) -> Tensor:
+        if not self.looks_ahead:
+            return self.context.read(ids, mask)
+        # the first mask is the token that the check is about to write
+        logits, ahead = self.context.read_ahead(ids, mask, first, self.block_length + 1)
+        self._ahead = ahead[:, :, 1:]
+        return logits
+
+    def _foreseen(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        assert self._ahead is not None
+        return self._ahead[:, : x_t.shape[1]]
+
+    def _go_on(self, next_token: Int[Tensor, "some 1"], index: Int[Tensor, "some"]) -> None:
+        """With the rows of an index; what the check wrote is read by the next pass."""
+        if self._ahead is None:
+            self.context.remember(next_token)
+        else:
+            self._next_token, self._ahead = next_token, self._ahead[index]
 
 
 def sure_of(tokens: Int[Tensor, "batch"], context: Context) -> Tensor:
