@@ -93,7 +93,8 @@ def test_left_to_itself_it_checks_its_drafts_and_not_where_that_cannot_be(engine
 def test_a_result_says_how_it_came_about_and_reproduces(engine):
     result = engine.diffuse("ab", max_new_tokens=8, num_steps=8, block_length=4, return_result=True)
     assert isinstance(result, Result) and isinstance(result.output, str)
-    assert len(result.step_ms) == len(result.uncertainty) == 8
+    steps = len(result.step_ms)
+    assert steps == len(result.uncertainty) and (steps == 8 or result.extra["finished"] == [True])  # it may end early
     assert all(0 < nats < 5.6 for nats in result.uncertainty)  # log of 257 tokens, and no certainty
     assert engine.diffuse("ab", max_new_tokens=8, num_steps=8, block_length=4, seed=result.seed) == result.output
 
