@@ -39,7 +39,7 @@ import hf_unified_diffusion
 from transformers import pipeline
 
 write = pipeline("unified-diffusion")
-checked = {"check_drafts": True, "block_length": 1, "num_inference_steps": 128}
+checked = {"check_drafts": True, "block_length": 4, "num_inference_steps": 32}
 print(write("The history of the bicycle", **checked)[0]["generated_text"])
 ```"""
 

@@ -190,9 +190,9 @@ class ArrowEngine:
         """Queue a request for `diffuse`; it can be waited for, awaited and cancelled.
 
         Args:
-            num_steps: denoising passes. None: the causal path checks each token, and the same pass drafts the next
-                one (`check_drafts`); with a suffix, guidance, energies or `check_drafts=False` one pass for two
-                tokens; for images and speech as the checkpoint says.
+            num_steps: denoising passes. None: drafts of 4 tokens in one pass, each checked by the causal path (with
+                `block_length=1` the pass that checks a token drafts the next); with a suffix, guidance, energies or
+                `check_drafts=False` one pass for two tokens; for images and speech as the checkpoint says.
             guidance_scale: 1 is none, and so is None, except for images and speech: as the checkpoint says.
             memory_guided: let what `memory` recalls for the prompt steer text and code, or its pictures an image.
             memory_strength: how much, 0 (bit for bit as without) to 10; 1 is as trained, or, of a network without

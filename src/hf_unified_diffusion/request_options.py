@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-CHECKED_BLOCK = 1  # tokens drafted ahead where the causal path checks them (decision 32)
+CHECKED_BLOCK = 4  # tokens drafted in one pass where the causal path checks them (decision 32)
 
 
 def steps_for(length: int, num_steps: int | None, options: dict[str, Any]) -> dict[str, Any]:
