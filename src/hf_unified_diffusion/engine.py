@@ -34,7 +34,7 @@ from .pipelines.pipeline_joint import UnifiedDiffusionJointPipeline
 from .pipelines.pipeline_speech import UnifiedDiffusionSpeechPipeline
 from .pipelines.pipeline_text import UnifiedDiffusionTextPipeline
 from .pipelines.text_inputs import LARGEST_SEED, as_texts, check_choice, check_positive
-from .request_options import check_left_out, check_memory_asked, handed_out, made_together, steps_for, told_together
+from .request_options import check_left_out, handed_out, made_together, steps_for, told_together
 from .request_queue import Request, RequestQueue, Step, waited_for
 from .schedulers.flow_matching import picture_scheduler
 from .schedulers.flow_matching import speech_scheduler as flow_scheduler_of_speech
@@ -220,7 +220,11 @@ class ArrowEngine:
 
         Usage: `request = engine.submit("Once", seed=0, timeout_s=10); request.result()`
         """
-        check_memory_asked(memory_guided, memory_strength, memory_candidates)
+        if not memory_guided:  # they would do nothing
+            settings = {"memory_strength": memory_strength, "memory_candidates": memory_candidates}
+            check_left_out(
+                "memory_guided=False", {name: None if value == 1 else value for name, value in settings.items()}
+            )
         if not isinstance(modality, str) or modality == AVATAR:
             check_left_out("several modalities", {"suffix": suffix, "memory_guided": memory_guided or None})
             chosen = {"guidance_scale": guidance_scale, "num_inference_steps": num_steps}

@@ -30,15 +30,6 @@ def check_left_out(modality: str, given: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be left out for {modality}, got {value!r}")
 
 
-def check_memory_asked(memory_guided: bool, memory_strength: float, memory_candidates: int) -> None:
-    """Raise ValueError where a memory's settings were given and no memory was asked for: they would do nothing."""
-    if not memory_guided and (memory_strength != 1 or memory_candidates != 1):
-        raise ValueError(
-            "memory_strength and memory_candidates must be left out without memory_guided=True, "
-            f"got {memory_strength!r} and {memory_candidates!r}"
-        )
-
-
 def handed_out(output: Any, modality: str) -> list[Any]:
     """What a pipeline made, one entry a row, in the engine's own form."""
     if modality == "image":

@@ -7,7 +7,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_unified_diffusion.codecs.text_codec import TextCodec
 from hf_unified_diffusion.contracts import Segment
-from hf_unified_diffusion.pipelines.text_writing import LONGEST_AHEAD
+from hf_unified_diffusion.pipelines.text_inputs import LONGEST_AHEAD
 from hf_unified_diffusion.processes.randomness import spawn_generators
 from hf_unified_diffusion.schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 

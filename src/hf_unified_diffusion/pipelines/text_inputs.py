@@ -15,6 +15,7 @@ from ..contracts import Condition
 from ..processes.randomness import spawn_generators
 
 OUTPUT_TYPES = ("text", "seq")
+LONGEST_AHEAD = 2  # tokens of a draft that is made ahead
 LARGEST_SEED = 2**31 - 1
 
 
@@ -80,8 +81,8 @@ class TextOptions:
         """Tokens beyond the given ones that the context must have room for."""
         if not self.check_drafts:
             return self.max_new_tokens
-        # a short row's draft may stand behind a long row's text, and what is drafted ahead behind that
-        return self.max_new_tokens + 2 * (self.block_sizes[0] + 1)
+        room = self.block_sizes[0] + 1  # a short row's draft may stand behind a long row's text,
+        return self.max_new_tokens + room * (2 if self.block_sizes[0] <= LONGEST_AHEAD else 1)  # the next behind that
 
 
 @dataclass(frozen=True)

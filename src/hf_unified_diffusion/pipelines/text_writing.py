@@ -14,11 +14,11 @@ from .canvas_filling import CanvasFiller
 from .context_denoiser import ContextDenoiser
 from .draft_check import Sampling, Verdict, check_draft
 from .guided_context import GuidedContext
+from .text_inputs import LONGEST_AHEAD
 from .text_rows import RowWriter
 
 Allowed = Bool[Tensor, "batch vocab"]
 Context = ContextDenoiser | GuidedContext
-LONGEST_AHEAD = 2  # tokens of a draft that is made ahead
 
 
 def remember_rows(denoiser: ContextDenoiser, rows: list[list[int]], pad_token_id: int, device: torch.device) -> None:
@@ -181,8 +181,9 @@ class CheckedWriting:
         mask_token_id = self.filler.scheduler.config.mask_token_id
         canvas = torch.full(real.shape, mask_token_id, device=self.device).masked_fill(~real, self.filler.pad_token_id)
         self.context.place(real=None if bool(real.all()) else real)
-        denoiser = self.context if opening is None else beginning_with(self.context, opening)
-        draft = self.filler.fill(denoiser if self._ahead is None else self._foreseen, canvas, real, self.num_steps)
+        denoiser: Denoiser = self.context if self._ahead is None else self._foreseen
+        denoiser = denoiser if opening is None else beginning_with(denoiser, opening)
+        draft = self.filler.fill(denoiser, canvas, real, self.num_steps)
         return draft, real & (place <= self.filler.ends(draft)[1][:, None])  # nothing counts after an end token
 
     def check(self, draft: Tensor, real: Bool[Tensor, "some length"], opening: Allowed | None) -> Verdict:
