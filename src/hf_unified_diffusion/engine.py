@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from .conditioning.picture_memory import PictureMemory
 from .conditioning.score_network_encoder import ScoreNetworkEncoder, encoder_name
 from .contracts import Result
 from .evolution.adapter_router import Encode
@@ -24,7 +25,14 @@ from .modeling.adapter_folders import SIDES
 from .modeling.checkpoint_metadata import limits_of
 from .modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from .pipelines.autoregressive_writer import AutoregressiveWriter
-from .pipelines.checkpoints import EMBEDDED_CHECKPOINT, has_image_parts, load_image_parts, load_parts, load_speech_parts
+from .pipelines.checkpoints import (
+    EMBEDDED_CHECKPOINT,
+    has_image_parts,
+    load_image_parts,
+    load_parts,
+    load_picture_memory,
+    load_speech_parts,
+)
 from .pipelines.energy_writing import by_context
 from .pipelines.joint_inputs import asked_modalities
 from .pipelines.named_controlnets import NamedControlNets
@@ -64,6 +72,7 @@ class ArrowEngine:
         memory: an `ArrowStorage`, or a folder that is opened as one, with the network's own embeddings.
         encoder: the name of these in stores.
         vae, image_scheduler: for pictures, as of `UnifiedDiffusionImagePipeline`; without a vae it draws none.
+        picture_memory: what the checkpoint itself remembers of pictures, see `UnifiedDiffusionImagePipeline`.
         vocoder, speech_scheduler: for speech, as of `UnifiedDiffusionSpeechPipeline`.
         max_waiting: requests that may wait; one more is refused at once (`QueueFullError`).
 
@@ -87,7 +96,9 @@ class ArrowEngine:
         vocoder: PreTrainedModel | None = None,
         speech_scheduler: SchedulerMixin | None = None,
         controlnets: NamedControlNets | None = None,
+        picture_memory: PictureMemory | None = None,
     ):
+        self.picture_memory = picture_memory
         self.controlnets = NamedControlNets(None) if controlnets is None else controlnets
         self.vae, self.vocoder = vae, vocoder
         self.speech_scheduler = flow_scheduler_of_speech() if speech_scheduler is None else speech_scheduler
@@ -124,6 +135,7 @@ class ArrowEngine:
         if memory is not None:
             options["encoder"] = encoder_name(path)
         options |= {"vocoder": vocoder, "speech_scheduler": speech_scheduler, "controlnets": NamedControlNets(path)}
+        options["picture_memory"] = load_picture_memory(path)
         return cls(*parts, **options, vae=vae, image_scheduler=image_scheduler)
 
     @property
@@ -477,6 +489,7 @@ class ArrowEngine:
             pipe = UnifiedDiffusionSpeechPipeline(self.model, self.speech_scheduler, self.tokenizer, self.vocoder)
         elif modality == IMAGE:
             pipe = UnifiedDiffusionImagePipeline(self.model, self.image_scheduler, self.tokenizer, self.vae)
+            pipe.picture_memory = self.picture_memory
         else:
             pipe = PIPELINES[modality](self.model, self.scheduler, self.tokenizer)
         pipe.set_progress_bar_config(disable=True)

@@ -79,8 +79,10 @@ def steered_by_memory(
     def denoise(
         x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
     ) -> Float[Tensor, "batch *shape"]:
-        clean = denoiser(x_t, t, condition)
         share = (2 * strength * flow.noise_std(t)).clamp(max=1) * has_any.to(t)
+        if bool((share == 1).all()):  # nobody would hear the denoiser
+            return memory(x_t.to(samples), t, condition).to(x_t.dtype)
+        clean = denoiser(x_t, t, condition)
         share = share.view(-1, *[1] * (x_t.ndim - 1))
         return clean + (share * (memory(x_t.to(samples), t, condition) - clean)).to(clean.dtype)
 

@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import CONFIG_NAME
 
+from ..conditioning.picture_memory import PICTURE_MEMORY_NAME, PictureMemory
 from ..modeling.diffusers_weights import load_diffusers_model
 from ..modeling.embedded import EMBEDDED_CHECKPOINT as EMBEDDED_CHECKPOINT
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
@@ -111,6 +112,21 @@ def save_image_parts(folder: str | os.PathLike[str], scheduler: SchedulerMixin, 
     """
     scheduler.save_pretrained(Path(folder) / IMAGE_SCHEDULER)
     vae.save_pretrained(Path(folder) / VAE)
+
+
+def load_picture_memory(folder: str | Path) -> PictureMemory | None:
+    """What the checkpoint in a local folder remembers of pictures; None where it remembers none.
+
+    Raises FormatError where the file is broken.
+    """
+    file = Path(folder) / PICTURE_MEMORY_NAME
+    return PictureMemory.load(file) if str(folder) and file.is_file() else None
+
+
+def save_picture_memory(folder: str | os.PathLike[str], memory: PictureMemory | None) -> None:
+    """Save what `load_picture_memory` reads, if there is anything."""
+    if memory is not None:
+        memory.save(Path(folder) / PICTURE_MEMORY_NAME)
 
 
 def has_speech_parts(folder: str | Path) -> bool:

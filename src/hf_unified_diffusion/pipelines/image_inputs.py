@@ -191,9 +191,11 @@ class CaptionRows:
     """The contexts of a batch, the token that begins them included.
 
     Attributes:
+        prompts: the captions as they were asked for, one for all rows of a prompt.
         caption_ids, negative_ids: of each row.
     """
 
+    prompts: list[str]
     caption_ids: list[list[int]]
     negative_ids: list[list[int]]
 
@@ -221,7 +223,7 @@ def gather_captions(
     negatives = matched("negative_prompt", negative_prompt, len(prompts)) or [""] * len(prompts)
     encoded = ([[bos_token_id, *ids] for ids in codec.encode(texts)] for texts in (prompts, negatives))
     captions, avoided = ([ids for ids in rows for _ in range(repeats)] for rows in encoded)
-    return CaptionRows(captions, avoided)
+    return CaptionRows(prompts, captions, avoided)
 
 
 def check_room(rows: CaptionRows, num_tokens: int, most: int) -> None:

@@ -1,6 +1,7 @@
 """Pictures by flow matching: from a caption, from another picture, or into a masked part of one."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,13 +21,14 @@ from ..codecs.picture_positions import image_positions
 from ..codecs.pictures import Picture, Pictures
 from ..codecs.text_codec import TextCodec, pad_right
 from ..conditioning.guidance import guided, guided_within, keeping
+from ..conditioning.picture_memory import PictureMemory
 from ..contracts import Denoiser
 from ..modeling.controlnet import UnifiedControlNetModel
 from ..modeling.modeling_unified_diffusion import UnifiedDiffusionModel
 from ..schedulers.flow_matching import FLOW, FlowRun, plan_flow
 from .candidates import best_of_each, candidate_generators, excess_losses
 from .checkpoint_pipeline import CheckpointPipeline
-from .checkpoints import load_image_parts, load_parts
+from .checkpoints import load_image_parts, load_parts, load_picture_memory, save_picture_memory
 from .context_denoiser import ContextDenoiser, evaluating
 from .control_inputs import ControlInput, gather_controls
 from .diffusion_core import AfterStep, diffuse
@@ -44,7 +46,7 @@ from .image_inputs import (
 from .lora import LoraMixin, row_adapters
 from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionImagePipelineOutput
-from .remembered_pictures import RememberedPictures, gather_remembered
+from .remembered_pictures import RememberedPictures, gather_remembered, recalled_pictures
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
 
@@ -75,7 +77,10 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         "guidance_scale": 3.0,
         "guidance_interval": (0.0, 1.0),
         "size": 256,
+        "own_memory": False,
+        "memory_strength": 1.0,
     }
+    _memories: tuple[PictureMemory | None] | None = None  # None: nobody has looked yet
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents", "clean_latents"]
 
@@ -105,6 +110,24 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         return {"transformer": transformer, "scheduler": scheduler, "tokenizer": tokenizer, "vae": vae}
 
     @property
+    def picture_memory(self) -> PictureMemory | None:
+        """What the checkpoint remembers of pictures, of its local folder; one of your own may be put in, or None."""
+        if self._memories is None:
+            folders = (self.config.get("_name_or_path"), self.transformer.config._name_or_path)
+            found = (load_picture_memory(folder) for folder in folders if folder)
+            self._memories = (next((memory for memory in found if memory is not None), None),)
+        return self._memories[0]
+
+    @picture_memory.setter
+    def picture_memory(self, memory: PictureMemory | None) -> None:
+        self._memories = (memory,)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does, and the memory of pictures beside, if there is one."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        save_picture_memory(save_directory, self.picture_memory)
+
+    @property
     def codec(self) -> ImageCodec:
         """The autoencoder, between pixels and tokens."""
         return ImageCodec(self.vae)
@@ -132,7 +155,8 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         control_guidance_end: float | Sequence[float] = 1.0,
         memory_images: Sequence[Sequence[Picture]] | None = None,
         memory_weights: Sequence[Sequence[float]] | None = None,
-        memory_strength: float = 1.0,
+        memory_strength: float | None = None,
+        own_memory: bool | None = None,
         adapter_names: Sequence[str | None] | None = None,
         seed: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
@@ -173,7 +197,10 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
                 (see `conditioning.remembered`); they may be of any size, and a list may be empty.
             memory_weights: how likely each of them is beforehand; by default all the same.
             memory_strength: 0 is as without, bit for bit; at 1 the memory alone decides the first half of a picture,
-                and at 10 nearly all of it.
+                and at 10 nearly all of it. None: what the checkpoint says, 1 by default.
+            own_memory: whether, where no `memory_images` are given, what `picture_memory` recalls for a prompt leads
+                its picture; a prompt that shares no word with it is drawn without. None: what the checkpoint says, for
+                pictures that follow nothing but a prompt.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
             seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
@@ -227,8 +254,14 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         ranges = controlnet_conditioning_scale, control_guidance_start, control_guidance_end
         counts = len(rows), repeats, config.bos_token_id, device
         controls = gather_controls(controlnet, hints, *ranges, TextCodec(self.tokenizer), *counts)
-        memory = memory_images, memory_weights, memory_strength
-        remembered = gather_remembered(*memory, size, codec, len(rows) // repeats, repeats)
+        lead = self._chosen("memory_strength", memory_strength)
+        given_memory = None if memory_images is memory_weights is None else (memory_images, memory_weights)
+        asked = self._asked_memory(own_memory, prompt, given_memory, free=image is None and controlnet is None)
+        if asked is None:
+            told = memory_images, memory_weights, lead
+            remembered = gather_remembered(*told, size, codec, len(rows) // repeats, repeats)
+        else:
+            remembered = recalled_pictures(asked, rows.prompts, lead, size, codec, repeats)
         own = row_generators(seed, generator, len(rows) // num_candidates, device)
         generators = [each for one in own for each in candidate_generators(one, num_candidates)]
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -262,6 +295,26 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         """
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         return self._shown(self.codec.decode(latents, height, width), output_type)
+
+    def _asked_memory(
+        self, own_memory: bool | None, prompt: object, given_memory: object, free: bool
+    ) -> PictureMemory | None:
+        """The checkpoint's memory where it is to lead; ValueError where it cannot.
+
+        Args:
+            free: whether nothing but the prompt says what is to be drawn.
+        """
+        if own_memory is None:
+            free = free and prompt is not None and given_memory is None
+            return self.picture_memory if free and self._chosen("own_memory") else None
+        if not own_memory:
+            return None
+        if self.picture_memory is None or prompt is None or given_memory is not None:
+            raise ValueError(
+                "own_memory needs a checkpoint with a memory of pictures and a prompt, and no memory_images, got "
+                f"{'no memory' if self.picture_memory is None else 'no prompt' if prompt is None else 'memory_images'}"
+            )
+        return self.picture_memory
 
     def _draw(
         self,

@@ -15,6 +15,7 @@ from .checkpoints import (
     load_image_parts,
     load_speech_parts,
     save_image_parts,
+    save_picture_memory,
     save_speech_parts,
     scheduler_from,
 )
@@ -156,6 +157,7 @@ class UnifiedDiffusionTaskPipeline(PushMixin, Pipeline):
         if has_image_parts(self.model.config._name_or_path):
             drawer = self.writer("image")
             save_image_parts(save_directory, drawer.scheduler, drawer.vae)
+            save_picture_memory(save_directory, drawer.picture_memory)
         if has_speech_parts(self.model.config._name_or_path):
             speaker = self.writer("audio")
             save_speech_parts(save_directory, speaker.scheduler, speaker.vocoder)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Picture, read_pictures
 from ..conditioning.energy import check_scale
+from ..conditioning.picture_memory import PictureMemory
 from ..conditioning.remembered import steered_by_memory
 from ..contracts import Denoiser
 from ..schedulers.flow_matching import FLOW
@@ -74,6 +75,46 @@ def gather_remembered(
     padded = [pad_sequence(each, batch_first=True) for each in (tokens, [torch.tensor(row).float() for row in shares])]
     latents, likely = (per_row(each, len(rows) * repeats) for each in padded)
     return RememberedPictures(latents, likely, strength)
+
+
+def recalled_pictures(
+    memory: PictureMemory,
+    prompts: Sequence[str],
+    strength: float,
+    size: tuple[int, int],
+    codec: ImageCodec,
+    repeats: int,
+) -> RememberedPictures | None:
+    """What a checkpoint's own memory recalls for each prompt, `repeats` rows a prompt; None where there is nothing.
+
+    Raises:
+        ValueError: for a strength below 0 or not finite, or a memory of tokens that are not the codec's.
+    """
+    check_scale("memory_strength", strength)
+    if memory.width != codec.width:
+        raise ValueError(f"the memory's tokens must have the codec's {codec.width} numbers, got {memory.width}")
+    found = [memory.recall(prompt) for prompt in prompts]
+    if strength == 0 or not any(len(places) for places, _ in found):
+        return None
+    tokens = [_resized_tokens(memory, places, size, codec) for places, _ in found]
+    padded = [pad_sequence(each, batch_first=True) for each in (tokens, [weights for _, weights in found])]
+    latents, likely = (per_row(each, len(prompts) * repeats) for each in padded)
+    return RememberedPictures(latents, likely, strength)
+
+
+def _resized_tokens(
+    memory: PictureMemory, places: Int[Tensor, "some"], size: tuple[int, int], codec: ImageCodec
+) -> Float[Tensor, "some tokens width"]:
+    """The tokens of remembered pictures in the size of what is drawn; of another size than theirs through pixels."""
+    rows, columns = codec.grid(*size)
+    if not len(places):
+        return torch.zeros(0, rows * columns, memory.width)
+    tokens = memory.tokens(places)
+    if (rows, columns) == memory.grid:
+        return tokens
+    own = [side * codec.downsampling for side in memory.grid]
+    pictures = [codec.decode(one[None], own[0], own[1])[0].cpu() for one in tokens]
+    return torch.cat([codec.encode(resized(picture, size)[None]).cpu() for picture in pictures])
 
 
 def _tokens(row: Sequence[Picture], size: tuple[int, int], codec: ImageCodec) -> Float[Tensor, "pictures tokens width"]:
