@@ -98,7 +98,8 @@ def serve(network: str, args: argparse.Namespace, connection: Connection) -> Non
     passes: list[int] = []
 
     def draw() -> None:
-        output = pipe(CAPTION, height=args.size, width=args.size, seed=args.seed, **settings)
+        # by the network alone, which is asked in every step
+        output = pipe(CAPTION, args.size, args.size, seed=args.seed, own_memory=False, **settings)
         passes.append(output.num_forward_passes)
 
     taken = []

@@ -2,26 +2,23 @@
 
     python benchmarks/images.py                                # real against real pictures: the ceilings
     python benchmarks/images.py --draw                         # the embedded checkpoint's pictures beside them
+    python benchmarks/images.py --draw --network_alone         # without its memory of pictures (images_network)
     python benchmarks/images.py --draw --checkpoint FOLDER --steps 8
-    python benchmarks/images.py --draw --memory 8000           # led by a memory of training pictures (images_memory)
     python benchmarks/images.py --draw --candidates 4          # each the best of four (images_candidates)
 
 Real pictures are the rendered ones of data/image_pictures: `seen` holds training concepts in styles that training has
 not seen, `test` concepts that no style of it has. What is drawn follows the captions of real pictures, one each, and
 all pictures are judged at the size that is drawn. The caption judge and the attribute classifier are fitted on `train`;
-the caption judge's penalty is chosen on `validation`. Intervals are over pictures. With `--memory` an `ArrowStorage`
-holds so many pictures of `train`, one a concept, by their captions as the network itself reads them; what is drawn is
-led by what it recalls for the caption (docs/memory.md): it tells what a memory is good for, not what the network knows.
+the caption judge's penalty is chosen on `validation`. Intervals are over pictures. What is drawn is
+led by the checkpoint's own memory of pictures where it has one, none of which is of a concept of `test`; with
+`--network_alone` it is not: that tells what the network knows.
 """
 
 import argparse
-import atexit
 import hashlib
 import random
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from caption_match import CaptionMatcher, caption_targets, fit_on_train, recall_rows
@@ -29,7 +26,7 @@ from diffusers.utils import make_image_grid
 from evaluators import EfficientNetFeatures, RandomFeatures, SentenceEncoder, features_of
 from image_metrics import density_and_coverage, kid_with_interval
 from measure import Mean, Row, argument_parser, report, start
-from pictures import Picture, choose, coarse, is_drawing, is_scene, one_per_concept, opened, read_rows, remember
+from pictures import Picture, choose, coarse, is_drawing, is_scene, one_per_concept
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scene_attributes import GRID, SceneJudge, attribute_rows
@@ -39,8 +36,7 @@ from tqdm.auto import tqdm
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 
 if TYPE_CHECKING:
-    from hf_unified_diffusion import UnifiedDiffusionImagePipeline
-    from hf_unified_diffusion.memory.memory_conditioner import MemoryConditioner
+    pass
 
 SETS = {"seen": "seen", "held out": "test"}  # concepts -> folder
 SHOWN = 8  # pictures of each set, for the eye
@@ -56,38 +52,18 @@ def painter(args: argparse.Namespace) -> Painter | None:
     pipe = UnifiedDiffusionImagePipeline.from_pretrained(args.checkpoint or EMBEDDED_CHECKPOINT).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "num_candidates": args.candidates}
+    options |= {"own_memory": False if args.network_alone else None, "memory_strength": args.memory_strength}
     chosen = {name: value for name, value in options.items() if value is not None}
-
-    conditioner = None if args.memory is None else remembering(args, pipe)
 
     def paint(captions: Sequence[str]) -> list[Image.Image]:
         drawn = []
         for i in tqdm(range(0, len(captions), args.batch_size), desc="drawing", leave=False):
             batch = list(captions[i : i + args.batch_size])
             seeds = [Generator(args.device).manual_seed(args.seed + i + j) for j in range(len(batch))]
-            told = {} if conditioner is None else conditioner.picture_options(conditioner.recall("all", batch))
-            drawn += pipe(batch, height=args.size, width=args.size, generator=seeds, **chosen, **told).images
+            drawn += pipe(batch, height=args.size, width=args.size, generator=seeds, **chosen).images
         return drawn
 
     return paint
-
-
-def remembering(args: argparse.Namespace, pipe: "UnifiedDiffusionImagePipeline") -> "MemoryConditioner":
-    """What asks a new store of training pictures, the first one of each of so many concepts."""
-    from hf_unified_diffusion import ArrowStorage
-    from hf_unified_diffusion.conditioning.score_network_encoder import ScoreNetworkEncoder
-    from hf_unified_diffusion.memory.memory_conditioner import MemoryConditioner
-
-    rows: dict[str, Mapping] = {}
-    for row in read_rows(args.pictures / "train"):
-        if is_drawing(row) and len(rows) < args.memory:
-            rows.setdefault(row["concept"], row)
-    pictures = [opened(row, args.size) for row in rows.values()]
-    folder = mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    storage = ArrowStorage(folder, ScoreNetworkEncoder(pipe.transformer, pipe.tokenizer, "the network itself"))
-    remember(storage, pictures)
-    return MemoryConditioner(pipe.transformer, pipe.tokenizer, storage)
 
 
 def cached(network: nn.Module, pictures: Sequence[Picture], cache: Path) -> Tensor:
@@ -200,7 +176,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=Path("data/image_pictures"), help="folders of rendered ones")
     parser.add_argument("--cache", type=Path, default=Path("runs/evaluators"), help="of features")
     parser.add_argument("--draw", action="store_true", help="draw with the checkpoint; else only the ceilings")
-    parser.add_argument("--memory", type=int, help="pictures of train that lead what is drawn; default: none")
+    parser.add_argument("--network_alone", action="store_true", help="draw without the checkpoint's memory")
+    parser.add_argument("--memory_strength", type=float, help="default: the checkpoint's")
     parser.add_argument("--size", type=int, default=128, help="pixels a side, of drawn and real pictures")
     parser.add_argument("--steps", type=int, help="default: the pipeline's")
     parser.add_argument("--guidance", type=float, help="default: the pipeline's")
@@ -233,7 +210,7 @@ def main() -> None:
     if paint is not None:
         tables["Drawn over real"] = shares(match)
     tables["Attributes of composed scenes"] = scene_rows(args, paint)
-    name = "images_real" if paint is None else "images" if args.memory is None else "images_memory"
+    name = "images_real" if paint is None else "images_network" if args.network_alone else "images"
     name = "images_candidates" if paint is not None and args.candidates > 1 else name
     notes = [
         f"The caption judge is fitted on {len(train)} pictures of training concepts, penalty {penalty:g}; readers of "

@@ -65,7 +65,9 @@ def drawn(
         for name, (of, strength) in ways.items():
             if name == "control" and begin >= args.num_control:
                 continue
-            told: dict[str, Any] = {} if of is None else conditioner.picture_options(of[part], strength)
+            told: dict[str, Any] = {"own_memory": False}
+            if of is not None:
+                told = conditioner.picture_options(of[part], strength)
             made[name] += pipe(prompts[part], args.size, args.size, seed=args.seed + begin, **told).images
     return made
 

@@ -23,9 +23,10 @@ parser.add_argument("demo", type=Path, help="what the demo wrote")
 parser.add_argument("output", type=Path, help="a folder")
 args = parser.parse_args()
 args.output.mkdir(parents=True, exist_ok=True)
-with Image.open(args.demo / "pictures.png") as sheet:
-    small = sheet.convert("RGB").resize((SHEET_PIXELS, SHEET_PIXELS))
-small.quantize(COLOURS).save(args.output / "pictures.png", optimize=True)
+for name in ("pictures.png", "recoloured.png"):
+    with Image.open(args.demo / name) as sheet:
+        small = sheet.convert("RGB").resize((SHEET_PIXELS, SHEET_PIXELS * sheet.height // sheet.width))
+    small.quantize(COLOURS).save(args.output / name, optimize=True)
 
 recognize = SpeechRecognizer()
 figure, axes = plt.subplots(2, len(SOUNDS), figsize=(12, 4), layout="constrained")

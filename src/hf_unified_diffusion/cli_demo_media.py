@@ -33,6 +33,7 @@ CAPTIONS = (
     "a blue circle",
     "a red square on the left",
 )
+RECOLOURED = ("a purple fish", "a blue tree", "a green cat face", "a pink house")  # in colours that no memory has
 HELLO = "Hello. I write, I draw, and I speak, all with one network."
 CLONED = "This is the same voice, and it says something else."
 TOGETHER = "My mouth moves with every word."
@@ -42,13 +43,14 @@ Shown = tuple[str, list[Path]]
 
 
 def draw_pictures(folder: str, output: Path) -> Shown:
-    """A contact sheet of the captions."""
+    """A contact sheet of the captions, and one of things in colours that they were never seen in."""
     pipe = UnifiedDiffusionImagePipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    pictures = pipe(list(CAPTIONS), seed=list(range(len(CAPTIONS)))).images
-    sheet = output / "pictures.png"
-    make_image_grid(pictures, rows=len(CAPTIONS) // COLUMNS, cols=COLUMNS).save(sheet)
-    return f"{len(CAPTIONS)} pictures: {', '.join(CAPTIONS)}", [sheet]
+    sheets = [output / "pictures.png", output / "recoloured.png"]
+    for captions, sheet in zip((CAPTIONS, RECOLOURED), sheets, strict=True):
+        pictures = pipe(list(captions), seed=list(range(len(captions)))).images
+        make_image_grid(pictures, rows=len(captions) // COLUMNS, cols=COLUMNS).save(sheet)
+    return f"{len(CAPTIONS) + len(RECOLOURED)} pictures: {', '.join(CAPTIONS + RECOLOURED)}", sheets
 
 
 def speak_twice(folder: str, output: Path) -> Shown:

@@ -34,7 +34,8 @@ def test_what_is_drawn_is_the_pipelines_and_depends_on_no_batch(tmp_path: Path) 
         guidance=1.0,
         batch_size=2,
         seed=5,
-        memory=None,
+        network_alone=False,
+        memory_strength=None,
         candidates=1,
     )
     paint = painter(args)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from hf_unified_diffusion.conditioning.picture_memory import BITS, PictureMemory, words_of
+from hf_unified_diffusion.conditioning.picture_memory import BITS, PictureMemory, fitted_form, words_of
 from hf_unified_diffusion.quantization import FormatError, write_parquet_weights
 
 CAPTIONS = [
@@ -26,7 +26,14 @@ def noise(*shape, seed=0):
 
 @pytest.fixture
 def memory():
-    return PictureMemory.of(CAPTIONS, noise(4, 8, WIDTH), GRID, {"sources": [{"name": "ours"}]})
+    return PictureMemory.of(CAPTIONS, noise(4, 8, WIDTH), GRID, metadata={"sources": [{"name": "ours"}]})
+
+
+@pytest.fixture
+def coloured():
+    """Tokens of three numbers, of which grey pictures have only the first two."""
+    tokens = noise(4, 8, 3)
+    return PictureMemory.of(CAPTIONS, tokens, GRID, tokens * torch.tensor([1.0, 1.0, 0.0]) + 0.5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -45,38 +52,60 @@ def test_tokens_come_back_within_half_a_step(count, width, scale, seed):
 
 
 def test_words_decide_and_rare_ones_more(memory):
-    best = [int(memory.recall(each[0])[0][0]) for each in CAPTIONS]
-    assert best == [0, 1, 2, 3]
-    places, weights = memory.recall("a car")
-    assert places.tolist() == [2] and weights.tolist() == [1.0]
-    assert memory.recall("an automobile")[0].tolist() == [2]  # a word of another caption
-    places, weights = memory.recall("red apples")  # both have apples, one is red
-    assert places.tolist() == [0, 1] and weights[0] > weights[1] and float(weights.sum()) == pytest.approx(1)
-    assert memory.recall("red apples", num=1)[0].tolist() == [0]
-    # beside a picture of a red thing and two of apples, the rarer word finds its own
-    more = PictureMemory.of([["apple one"], ["apple two"], ["a red thing"]], noise(3, 8, WIDTH), GRID)
-    assert int(more.recall("red apple")[0][0]) == 2
+    assert [int(memory.recall(each[0]).places[0]) for each in CAPTIONS] == [0, 1, 2, 3]
+    recalled = memory.recall("a car")
+    assert recalled.places.tolist() == [2] and recalled.weights.tolist() == [1.0] and recalled.in_colour
+    assert memory.recall("an automobile").places.tolist() == [2]  # a word of another caption
+    recalled = memory.recall("red apples")  # both have apples, one is red
+    assert recalled.places.tolist() == [0, 1] and recalled.weights[0] > recalled.weights[1]
+    assert float(recalled.weights.sum()) == pytest.approx(1)
+    assert memory.recall("red apples", num=1).places.tolist() == [0]
+    # beside two of apples, the rarer word finds its own
+    more = PictureMemory.of([["apple one"], ["apple two"], ["a ripe thing"]], noise(3, 8, WIDTH), GRID)
+    assert int(more.recall("ripe apple").places[0]) == 2
+
+
+def test_colours_find_what_has_them_and_else_leave_the_form(coloured):
+    """A thing of another colour is better than another thing of the colour."""
+    red = coloured.recall("a red apple")
+    assert red.places.tolist() == [0] and red.in_colour
+    blue = coloured.recall("a blue apple")
+    assert sorted(blue.places.tolist()) == [0, 1] and not blue.in_colour and 2 not in blue.places
+    assert coloured.recall("an apple").in_colour and len(coloured.recall("an apple").places) == 2
+    assert coloured.recall("blue").places.tolist() == [2] and coloured.recall("blue").in_colour
+    assert not coloured.recall("a green car").in_colour
+    # a memory that cannot tell form from colour lets both lead
+    plain = PictureMemory.of(CAPTIONS, noise(4, 8, 3), GRID)
+    assert plain.recall("a green car").in_colour and set(plain.recall("a blue apple").places.tolist()) == {0, 1, 2}
+
+
+def test_form_is_what_grey_pictures_keep(coloured):
+    expected = torch.diag(torch.tensor([1.0, 1.0, 0.0]))
+    torch.testing.assert_close(coloured.form.float(), expected, atol=0.01, rtol=0)
+    assert fitted_form(noise(50, 3), torch.ones(50, 3)).abs().max() < 1e-3  # grey tells nothing of them
 
 
 @pytest.mark.parametrize("prompt", ["", "a the of", "zebra", "日本", "!?"])
 def test_nothing_is_recalled_where_no_word_is_shared(memory, prompt):
-    places, weights = memory.recall(prompt)
-    assert len(places) == len(weights) == 0
+    recalled = memory.recall(prompt)
+    assert len(recalled.places) == len(recalled.weights) == 0
 
 
 def test_the_order_of_words_and_their_letters_do_not_count(memory):
     for one, other in (("a red apple", "Apple, RED!"), ("glass water", "the water with a glass")):
-        for found, same in zip(memory.recall(one), memory.recall(other), strict=True):
-            assert torch.equal(found, same)
-    assert words_of("Two Glasses, a bus & the boss's dogs") == {"two", "glasse", "bus", "boss", "dog"} | {"s"}
+        found, same = memory.recall(one), memory.recall(other)
+        assert torch.equal(found.places, same.places) and torch.equal(found.weights, same.weights)
+    assert words_of("Two Glasses, a bus & the boss's dogs") == {"two", "glasse", "bus", "boss", "dog", "s"}
 
 
-def test_saved_and_mapped_it_is_the_same(memory, tmp_path):
+def test_saved_and_mapped_it_is_the_same(memory, coloured, tmp_path):
     loaded = PictureMemory.load(memory.save(tmp_path / "m.parquet"))
     assert loaded.captions == memory.captions and loaded.grid == GRID and loaded.metadata == memory.metadata
     assert torch.equal(loaded.tokens(torch.arange(4)), memory.tokens(torch.arange(4)))
-    assert torch.equal(loaded.recall("red apples")[1], memory.recall("red apples")[1])
+    assert torch.equal(loaded.recall("red apples").weights, memory.recall("red apples").weights)
     assert memory.save(tmp_path / "n.parquet").read_bytes() == (tmp_path / "m.parquet").read_bytes()
+    assert loaded.form is None
+    assert torch.equal(PictureMemory.load(coloured.save(tmp_path / "c.parquet")).form, coloured.form)
 
 
 def test_broken_files_are_refused(memory, tmp_path):
@@ -103,6 +132,8 @@ def test_broken_files_are_refused(memory, tmp_path):
         ({**good, "captions": torch.frombuffer(bytearray(b"[[1]]"), dtype=torch.uint8)}, {"grid": [2, 4]}),
         ({**good, "tokens.packed": memory.packed[:3].clone()}, {"grid": [2, 4]}),
         ({"captions": said}, {"grid": [2, 4]}),
+        ({**good, "form": torch.zeros(2, 2)}, {"grid": [2, 4]}),
+        ({**good, "form": torch.full((WIDTH, WIDTH), torch.inf)}, {"grid": [2, 4]}),
     ]
     for tensors, metadata in cases:
         write_parquet_weights(file, tensors, metadata, roles={name: roles[name] for name in tensors if name in roles})

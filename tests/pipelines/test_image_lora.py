@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_unified_diffusion import UnifiedDiffusionImagePipeline
+from hf_unified_diffusion.conditioning.picture_memory import PictureMemory
 from hf_unified_diffusion.schedulers.flow_matching import flow_scheduler
 from tests.codecs.vaes import tiny_dc
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -71,3 +72,23 @@ def test_each_row_has_its_own_adapter_with_guidance(pipe):
         torch.testing.assert_close(together[row : row + 1], drawn(pipe, "abc"[row], seed=row), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="adapter_names must be one for each of 2 rows, got 1"):
         pipe(["a", "b"], adapter_names=["ink"], **SMALL)
+
+
+def test_what_adapters_learned_is_not_led_by_the_checkpoints_own_memory(pipe):
+    """Unless it is asked for; without an active adapter it leads again."""
+    pipe.picture_memory = PictureMemory.of([["a red apple"]], torch.zeros(1, 2, 128), (1, 2))
+    pipe.transformer.checkpoint_facts = {"image": {"own_memory": True, "memory_strength": 1000.0}}
+    ways = {
+        "active": lambda: pipe.set_adapters("ink"),
+        "fused": lambda: pipe.fuse_lora(adapter_names=["ink"]),
+    }
+    for enter in ways.values():
+        enter()
+        alone = drawn(pipe, "a red apple", own_memory=False)
+        assert torch.equal(drawn(pipe, "a red apple"), alone) and alone.abs().max() > 0.1
+        assert drawn(pipe, "a red apple", own_memory=True).abs().max() < 1e-3
+    pipe.unfuse_lora()
+    rows = drawn(pipe, "a red apple", adapter_names=["oil"])
+    assert torch.equal(rows, drawn(pipe, "a red apple", adapter_names=["oil"], own_memory=False))
+    pipe.unload_lora_weights()
+    assert drawn(pipe, "a red apple").abs().max() < 1e-3

@@ -12,7 +12,7 @@ from transformers import pipeline
 
 from hf_unified_diffusion import ArrowEngine, UnifiedDiffusionImagePipeline
 from hf_unified_diffusion.conditioning.picture_memory import PICTURE_MEMORY_NAME, PictureMemory
-from hf_unified_diffusion.pipelines.checkpoints import save_image_parts, save_picture_memory
+from hf_unified_diffusion.pipelines.checkpoints import PICTURE_MEMORY, save_image_parts, save_picture_memory
 
 SMALL = {"height": 64, "width": 96, "num_inference_steps": 4, "seed": 0}
 CAPTIONS = [["a red apple"], ["a blue car"], ["a green car"]]
@@ -53,8 +53,8 @@ def test_a_strong_memory_gives_the_picture_back_and_passes_are_saved(pipe, memor
 
 def test_what_is_recalled_leads_as_the_same_pictures_given_do(pipe, memory):
     """By weights of its own; pictures go through 8 bits a number, and tokens of a picture are not exact."""
-    places, weights = memory.recall("a red apple")
-    pixels = pipe.decode(memory.tokens(places), 64, 96, output_type="np")
+    recalled = memory.recall("a red apple")
+    pixels = pipe.decode(memory.tokens(recalled.places), 64, 96, output_type="np")
     pictures = [list((pixels * 255).round().astype(np.uint8))]
     pipe.picture_memory = PictureMemory.of(
         [CAPTIONS[0]],
@@ -62,7 +62,7 @@ def test_what_is_recalled_leads_as_the_same_pictures_given_do(pipe, memory):
         (2, 3),
     )
     led = latents(pipe, "a red apple")
-    given = latents(pipe, "a red apple", memory_images=pictures, memory_weights=[weights.tolist()])
+    given = latents(pipe, "a red apple", memory_images=pictures, memory_weights=[recalled.weights.tolist()])
     plain = latents(pipe, "a red apple", own_memory=False)
     assert (led - given).square().mean() < 0.01 * (led - plain).square().mean()
 
@@ -88,6 +88,21 @@ def test_it_leads_only_where_nothing_else_says_what_is_drawn(pipe):
     both, neither = (latents(pipe, ["zebra", "a red apple"], own_memory=led) for led in (True, False))
     torch.testing.assert_close(both[0], neither[0])
     assert not torch.allclose(both[1], neither[1], atol=0.1)
+
+
+def test_a_colour_that_is_not_remembered_is_left_to_the_network(pipe):
+    """Of the form nothing but the memory is heard, of the rest nothing but the network; other rows keep both."""
+    tokens = torch.randn(3, 6, 128, generator=Generator().manual_seed(0))
+    kept = torch.cat([torch.ones(100), torch.zeros(28)])
+    pipe.picture_memory = memory = PictureMemory.of(CAPTIONS, tokens, (2, 3), tokens * kept)
+    memory.form = torch.diag(kept).half()
+    prompts = ["a blue apple", "a red apple"]
+    led, plain = (latents(pipe, prompts, **how) for how in ({"memory_strength": 1000.0}, {"own_memory": False}))
+    apple = memory.tokens(torch.tensor([0]))[0]
+    torch.testing.assert_close(led[0, :, :100], apple[:, :100], atol=1e-3, rtol=1e-3)
+    assert (led[0, :, 100:] - apple[:, 100:]).square().mean() > 0.1
+    torch.testing.assert_close(led[1], apple, atol=1e-3, rtol=1e-3)
+    assert torch.equal(led[:1], latents(pipe, prompts[0], memory_strength=1000.0)) and not torch.equal(led, plain)
 
 
 def test_other_sizes_are_led_by_the_picture_in_their_size(pipe, memory):
@@ -130,7 +145,7 @@ def test_by_every_door_it_leads(pipe, memory, tmp_path):
     (model / "metadata.json").write_text(json.dumps({**metadata, "image": {"own_memory": True}}))
     save_image_parts(model, pipe.scheduler, pipe.vae)
     save_picture_memory(model, memory)
-    assert (model / PICTURE_MEMORY_NAME).is_file()
+    assert (model / PICTURE_MEMORY / PICTURE_MEMORY_NAME).is_file()
 
     def same(picture):
         return np.abs(np.array(picture, dtype=np.int16) - np.array(expected)).max() <= 1
@@ -144,7 +159,7 @@ def test_by_every_door_it_leads(pipe, memory, tmp_path):
     task = pipeline("unified-diffusion", model=str(model))
     assert same(task("a red apple", modality="image", **SMALL)[0]["generated_image"])
     task.save_pretrained(tmp_path / "task")
-    assert PictureMemory.load(tmp_path / "task" / PICTURE_MEMORY_NAME).captions == memory.captions
+    assert PictureMemory.load(tmp_path / "task" / PICTURE_MEMORY / PICTURE_MEMORY_NAME).captions == memory.captions
     engine = ArrowEngine.from_pretrained(model)
     sizes = {name: SMALL[name] for name in ("height", "width", "seed")}
     assert same(engine.diffuse("a red apple", modality="image", num_steps=4, **sizes))

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from ..quantization.integer import dequantize, quantize
 from ..quantization.parquet_files import read_parquet_weights, write_parquet_weights
 from ..quantization.parquet_layout import FormatError
 
-PICTURE_MEMORY_NAME = "picture_memory.arrowquant.parquet"
+PICTURE_MEMORY_NAME = "pictures.arrowquant.parquet"
 BITS = 4
 SHARPNESS = 8.0  # of what is recalled: scores are about 1 for the same words and 0 for none
+IN_COLOUR = 0.1  # what it adds that a thing is shown in the colours asked for: the network can colour it
 KEYWORDS = 0.5  # what a word of any caption counts beside one of the first
+COLOURS = {"red", "orange", "yellow", "green", "blue", "purple", "violet", "pink", "brown", "black", "white"}
+COLOURS |= {"gray", "grey"}
 SMALL_WORDS = {"a", "an", "and", "are", "at", "in", "is", "it", "its", "of", "on", "that", "the", "this", "to", "with"}
 
 
@@ -31,25 +35,52 @@ def words_of(text: str) -> set[str]:
     return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found}
 
 
+@dataclass(frozen=True)
+class Recalled:
+    """What a prompt recalls, best first; nothing where it shares no word with any picture.
+
+    Attributes:
+        places: of the pictures in the memory.
+        weights: how likely each is; they sum to 1.
+        in_colour: False where the prompt names a colour that none of them has: then only their form is to lead.
+    """
+
+    places: Int[Tensor, "some"]
+    weights: Float[Tensor, "some"]
+    in_colour: bool = True
+
+
+def fitted_form(
+    tokens: Float[Tensor, "some width"], grey: Float[Tensor, "some width"], ridge: float = 1e-3
+) -> Float[Tensor, "width width"]:
+    """The matrix by which tokens come nearest to those of the same pictures in grey, but for a constant; float16."""
+    x, y = (each.double() - each.double().mean(dim=0) for each in (tokens, grey))
+    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(gram, x.T @ y).half()
+
+
 class PictureMemory:
     """Pictures to lead what is drawn (`conditioning.remembered`), found by the words that captions share.
 
     Each number of a token has a scale of its own in each picture, so that 4 bits keep a picture within far less than
-    the noise at which it leads.
+    the noise at which it leads. `form` says what of a token is left of a picture without its colours: a blue apple has
+    the form of the red one that is remembered, and its colour from the network.
 
     Args:
         captions: of each picture, the first one what it shows, others more words for it.
         packed, scale: `quantize` of the tokens, (pictures, width x tokens), groups of one number of all tokens.
         grid: rows and columns of tokens of each picture.
+        form: (width, width), tokens @ form are about those of the same picture in grey, but for a constant; None:
+            colours lead with forms, whatever a prompt says.
         metadata: what else the file says: where the pictures are from, under which licences.
 
     Raises:
         ValueError: for no picture, captions without words, or tensors that do not fit.
 
     Usage:
-        memory = PictureMemory.load(folder / PICTURE_MEMORY_NAME)
-        places, weights = memory.recall("a red apple", num=4)
-        tokens = memory.tokens(places)
+        memory = PictureMemory.load(file)
+        recalled = memory.recall("a red apple", num=4)
+        tokens = memory.tokens(recalled.places)
     """
 
     def __init__(
@@ -58,10 +89,12 @@ class PictureMemory:
         packed: Tensor,
         scale: Tensor,
         grid: tuple[int, int],
+        form: Tensor | None = None,
         metadata: dict[str, Any] | None = None,
     ):
         self.captions = tuple(tuple(each) for each in captions)
-        self.packed, self.scale, self.grid, self.metadata = packed, scale, grid, dict(metadata or {})
+        self.packed, self.scale, self.grid, self.form = packed, scale, grid, form
+        self.metadata = dict(metadata or {})
         count = len(self.captions)
         wordless = [each for each in self.captions if not each or not words_of(each[0])]
         if not count or wordless:
@@ -74,6 +107,8 @@ class PictureMemory:
                 f"{count} pictures of {grid[0]} x {grid[1]} tokens must have {BITS}-bit codes with a scale for each "
                 f"number of a token, got {packed.dtype} {tuple(packed.shape)} and {tuple(scale.shape)}"
             )
+        if form is not None and (form.shape != (self.width, self.width) or not bool(form.isfinite().all())):
+            raise ValueError(f"form must be finite and ({self.width}, {self.width}), got {tuple(form.shape)}")
 
     @property
     def width(self) -> int:
@@ -89,9 +124,13 @@ class PictureMemory:
         captions: Sequence[Sequence[str]],
         tokens: Float[Tensor, "pictures tokens width"],
         grid: tuple[int, int],
+        grey_tokens: Float[Tensor, "pictures tokens width"] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> "PictureMemory":
         """Remember pictures by their captions.
+
+        Args:
+            grey_tokens: of the same pictures without their colours, from which `form` is fitted.
 
         Raises ValueError where tokens do not fit the grid, are not finite, or a caption has no word.
 
@@ -100,7 +139,8 @@ class PictureMemory:
         if tokens.ndim != 3 or tokens.shape[1] != math.prod(grid):
             raise ValueError(f"tokens must be (pictures, {math.prod(grid)}, width), got {tuple(tokens.shape)}")
         packed, scale = quantize(tokens.transpose(1, 2).flatten(1).float(), BITS, group_size=tokens.shape[1])
-        return cls(captions, packed, scale, grid, metadata)
+        form = None if grey_tokens is None else fitted_form(tokens.flatten(0, 1), grey_tokens.flatten(0, 1))
+        return cls(captions, packed, scale, grid, form, metadata)
 
     def tokens(self, places: Int[Tensor, "some"]) -> Float[Tensor, "some tokens width"]:
         """The tokens of some pictures, float32."""
@@ -120,31 +160,42 @@ class PictureMemory:
         """How much words tell: rare ones more (idf), ones that no picture has most."""
         return sum(math.log((len(self) + 1) / (self._counts[word] + 0.5)) for word in sorted(words))
 
-    def recall(self, prompt: str, num: int = 4) -> tuple[Int[Tensor, "some"], Float[Tensor, "some"]]:
-        """The pictures that share most with a prompt, best first, and how likely each is; none where no word is shared.
+    def recall(self, prompt: str, num: int = 4) -> Recalled:
+        """The pictures that share most with a prompt, and how likely each is.
 
         What counts is the weight of the words shared with the first caption over the mean weight of both (Dice), and
-        half the share of the prompt's that any caption has.
+        half the share of the prompt's that any caption has. Colours count where the things are shown in them, and
+        where nothing but colours is asked for: a blue car is a car first.
         """
         asked = words_of(prompt)
-        own = self._weight(asked)
-        if own <= 0:
-            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
-        scores = torch.tensor([self._score(asked, own, *words) for words in self._words])
+        colours = asked & COLOURS if self.form is not None and asked - COLOURS else set()
+        things = asked - colours
+        own = self._weight(things)
+        scores = torch.tensor([self._score(things, own, colours, *words) if things else 0.0 for words in self._words])
         best = scores.topk(min(num, len(scores)))
-        found = best.values > 0
-        return best.indices[found], (SHARPNESS * best.values[found]).softmax(dim=0)
+        kept = best.values > 0
+        places, values = best.indices[kept], best.values[kept]
+        shown = torch.tensor([colours <= self._words[place][1] for place in places.tolist()], dtype=torch.bool)
+        in_colour = not colours or bool(shown[:1].any())
+        if colours and in_colour:
+            places, values = places[shown], values[shown]
+        return Recalled(places, (SHARPNESS * values).softmax(dim=0), in_colour)
 
-    def _score(self, asked: set[str], own: float, first: set[str], all_words: set[str]) -> float:
-        if not asked & all_words:
+    def _score(self, things: set[str], own: float, colours: set[str], first: set[str], all_words: set[str]) -> float:
+        if not things & all_words:
             return 0.0
-        same = 2 * self._weight(asked & first) / (own + self._weight(first))
-        return same + KEYWORDS * self._weight(asked & all_words) / own
+        others = first - COLOURS if colours else first
+        same = 2 * self._weight(things & first) / (own + self._weight(others))
+        same += KEYWORDS * self._weight(things & all_words) / own
+        return same * (1 + IN_COLOUR) if colours and colours <= all_words else same
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as one Parquet file, whole or not at all."""
+        """Write it as one Parquet file, whole or not at all, into a folder that is made where there is none."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         said = torch.frombuffer(bytearray(json.dumps(self.captions).encode()), dtype=torch.uint8)
         tensors = {"captions": said, "tokens.packed": self.packed, "tokens.scale": self.scale}
+        if self.form is not None:
+            tensors["form"] = self.form
         roles = {"tokens.packed": "packed", "tokens.scale": "scale"}
         return write_parquet_weights(path, tensors, {**self.metadata, "grid": list(self.grid)}, roles=roles)
 
@@ -155,13 +206,14 @@ class PictureMemory:
         Raises:
             FormatError: whatever is wrong with the file.
 
-        Usage: `PictureMemory.load(EMBEDDED_CHECKPOINT / PICTURE_MEMORY_NAME)`
+        Usage: `PictureMemory.load("picture_memory/pictures.arrowquant.parquet")`
         """
         weights = read_parquet_weights(path)
         try:
             captions = json.loads(weights["captions"].numpy().tobytes())
             rows, columns = weights.metadata["grid"]
             metadata = {name: value for name, value in weights.metadata.items() if name != "grid"}
-            return cls(captions, weights["tokens.packed"], weights["tokens.scale"], (rows, columns), metadata)
+            codes = weights["tokens.packed"], weights["tokens.scale"]
+            return cls(captions, *codes, (rows, columns), weights.get("form"), metadata)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FormatError(f"a memory of pictures must hold captions, codes, scales and a grid: {error}") from None

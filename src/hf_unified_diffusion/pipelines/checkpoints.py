@@ -23,6 +23,7 @@ from ..schedulers.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 VAE, IMAGE_SCHEDULER = "vae", "image_scheduler"  # folders in the folder of a model
+PICTURE_MEMORY = "picture_memory"
 VOCODER, SPEECH_SCHEDULER = "vocoder", "speech_scheduler"
 
 
@@ -119,14 +120,14 @@ def load_picture_memory(folder: str | Path) -> PictureMemory | None:
 
     Raises FormatError where the file is broken.
     """
-    file = Path(folder) / PICTURE_MEMORY_NAME
+    file = Path(folder) / PICTURE_MEMORY / PICTURE_MEMORY_NAME
     return PictureMemory.load(file) if str(folder) and file.is_file() else None
 
 
 def save_picture_memory(folder: str | os.PathLike[str], memory: PictureMemory | None) -> None:
     """Save what `load_picture_memory` reads, if there is anything."""
     if memory is not None:
-        memory.save(Path(folder) / PICTURE_MEMORY_NAME)
+        memory.save(Path(folder) / PICTURE_MEMORY / PICTURE_MEMORY_NAME)
 
 
 def has_speech_parts(folder: str | Path) -> bool:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from ..codecs.image_codec import ImageCodec
 from ..codecs.picture_positions import image_positions
@@ -50,6 +51,7 @@ from .remembered_pictures import RememberedPictures, gather_remembered, recalled
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
 
+logger = logging.get_logger(__name__)
 SCORED_TIMES = (0.5, 0.5)  # where captions decide most; two draws of the noise
 
 
@@ -200,7 +202,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
                 and at 10 nearly all of it. None: what the checkpoint says, 1 by default.
             own_memory: whether, where no `memory_images` are given, what `picture_memory` recalls for a prompt leads
                 its picture; a prompt that shares no word with it is drawn without. None: what the checkpoint says, for
-                pictures that follow nothing but a prompt.
+                pictures that follow nothing but a prompt: no `image`, ControlNet or LoRA adapter.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
             seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
@@ -256,7 +258,9 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         controls = gather_controls(controlnet, hints, *ranges, TextCodec(self.tokenizer), *counts)
         lead = self._chosen("memory_strength", memory_strength)
         given_memory = None if memory_images is memory_weights is None else (memory_images, memory_weights)
-        asked = self._asked_memory(own_memory, prompt, given_memory, free=image is None and controlnet is None)
+        adapted = row_names is not None or bool(self.get_active_adapters() or self.fused_loras)
+        free = image is None and controlnet is None and not adapted
+        asked = self._asked_memory(own_memory, prompt, given_memory, free)
         if asked is None:
             told = memory_images, memory_weights, lead
             remembered = gather_remembered(*told, size, codec, len(rows) // repeats, repeats)
@@ -305,8 +309,11 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             free: whether nothing but the prompt says what is to be drawn.
         """
         if own_memory is None:
-            free = free and prompt is not None and given_memory is None
-            return self.picture_memory if free and self._chosen("own_memory") else None
+            if not (free and prompt is not None and given_memory is None and self._chosen("own_memory")):
+                return None
+            if self.picture_memory is None:
+                logger.warning_once("This checkpoint draws after a memory of pictures, which is not beside it here.")
+            return self.picture_memory
         if not own_memory:
             return None
         if self.picture_memory is None or prompt is None or given_memory is not None:

@@ -26,17 +26,19 @@ class RememberedPictures:
     Attributes:
         latents: tokens of the pictures in the size of what is drawn.
         weights: how likely each is beforehand.
-        strength: see `conditioning.remembered`.
+        strength, parts: see `conditioning.remembered`.
     """
 
     latents: Float[Tensor, "rows pictures tokens width"]
     weights: Float[Tensor, "rows pictures"]
     strength: float
+    parts: Float[Tensor, "rows width width"] | None = None
 
     def steer(self, denoiser: Denoiser, device: torch.device) -> Denoiser:
         """The denoiser, led by the pictures."""
         latents, weights = self.latents.to(device), self.weights.to(device)
-        return steered_by_memory(denoiser, latents, weights, self.strength, FLOW)
+        parts = None if self.parts is None else self.parts.to(device)
+        return steered_by_memory(denoiser, latents, weights, self.strength, FLOW, parts)
 
 
 def gather_remembered(
@@ -94,12 +96,17 @@ def recalled_pictures(
     if memory.width != codec.width:
         raise ValueError(f"the memory's tokens must have the codec's {codec.width} numbers, got {memory.width}")
     found = [memory.recall(prompt) for prompt in prompts]
-    if strength == 0 or not any(len(places) for places, _ in found):
+    if strength == 0 or not any(len(recalled.places) for recalled in found):
         return None
-    tokens = [_resized_tokens(memory, places, size, codec) for places, _ in found]
-    padded = [pad_sequence(each, batch_first=True) for each in (tokens, [weights for _, weights in found])]
-    latents, likely = (per_row(each, len(prompts) * repeats) for each in padded)
-    return RememberedPictures(latents, likely, strength)
+    tokens = [_resized_tokens(memory, recalled.places, size, codec) for recalled in found]
+    padded = [pad_sequence(each, batch_first=True) for each in (tokens, [recalled.weights for recalled in found])]
+    rows = len(prompts) * repeats
+    latents, likely = (per_row(each, rows) for each in padded)
+    parts = None
+    if memory.form is not None and not all(recalled.in_colour for recalled in found):
+        whole, form = torch.eye(memory.width), memory.form.float()
+        parts = per_row(torch.stack([whole if recalled.in_colour else form for recalled in found]), rows)
+    return RememberedPictures(latents, likely, strength, parts)
 
 
 def _resized_tokens(
