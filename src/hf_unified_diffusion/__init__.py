@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .conditioning.energies_text import Length as Length
     from .conditioning.energies_text import RequiredWords as RequiredWords
     from .conditioning.energy import with_energies as with_energies
+    from .conditioning.picture_memory import PictureMemory as PictureMemory
     from .conditioning.schema_constraint import SchemaConstraint as SchemaConstraint
     from .contracts import Condition as Condition
     from .contracts import Encoder as Encoder
@@ -84,6 +85,7 @@ _MODULES = {
     "MaskedDiffusionScheduler": "schedulers",
     "NoiseScheduler": "processes",
     "Palette": "conditioning.energies_continuous",
+    "PictureMemory": "conditioning.picture_memory",
     "QueueFullError": "request_queue",
     "RequestTimeoutError": "request_queue",
     "RequiredWords": "conditioning.energies_text",
