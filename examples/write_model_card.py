@@ -9,8 +9,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from hf_unified_diffusion.conditioning.picture_memory import PictureMemory
 from hf_unified_diffusion.modeling.checkpoint_metadata import limits_of
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
+from hf_unified_diffusion.pipelines.checkpoints import load_picture_memory
 
 ROOT = Path(__file__).parents[1]
 TITLES = {
@@ -22,6 +24,8 @@ TITLES = {
     "invariance": "Invariance",
     "engine": "The engine",
     "schema": "Schemas",
+    "images": "Pictures",
+    "images_network": "Pictures by the network alone",
     "image_codec": "Pictures encoded and decoded again",
     "vocoder": "Speech encoded and decoded again",
     "speech": "Speech",
@@ -67,6 +71,15 @@ def data_section(report: dict, used: list[str]) -> str:
     return "\n".join(lines)
 
 
+def memory_section(memory: PictureMemory | None) -> list[str]:
+    """The sources of the remembered pictures, which the checkpoint holds, with their licences."""
+    if memory is None:
+        return []
+    lines = ["| remembered pictures of | licence | pictures |", "|---|---|---|"]
+    lines += [f"| {one['name']} | {one['licence']} | {one['pictures']:,} |" for one in memory.metadata["sources"]]
+    return ["Drawings that lead what is drawn (`docs/images.md`), and that the checkpoint holds:", "\n".join(lines)]
+
+
 def training_section(metadata: dict) -> str:
     """Compute of each stage."""
     columns = ("stage", "on", "optimizer steps", "data tokens", "positions", "minutes", "FLOPs")
@@ -105,7 +118,7 @@ def main() -> None:
     sections = [
         front_matter(metadata),
         "# unified-diffusion-edge",
-        "One diffusion transformer for text, Python code, speech and faces and, badly so far, pictures: "
+        "One diffusion transformer for text, Python code, speech and faces and, after remembered drawings, pictures: "
         f"{metadata['parameters'] / 1e6:.1f}M parameters, {metadata['trunk_share']:.1%} of them in the shared trunk; "
         f"{shape['num_layers']} layers of {shape['hidden_dim']}; {quantization['bits_per_weight']} bits per weight. It "
         f'starts from {metadata["base_model"]} and is the default of `pipeline("unified-diffusion")`.',
@@ -118,6 +131,7 @@ def main() -> None:
         "Drawn at random from the sources below (`make data`; permissive or public domain only), text and code "
         "in equal shares, as many tokens as the table of training says.",
         data_section(corpus, metadata["training_sources"]),
+        *memory_section(load_picture_memory(args.checkpoint)),
         "## Numbers",
         *result_sections(args.results),
         "## Intended use and limits",

@@ -22,17 +22,47 @@ from ..quantization.parquet_layout import FormatError
 PICTURE_MEMORY_NAME = "pictures.arrowquant.parquet"
 BITS = 4
 SHARPNESS = 8.0  # of what is recalled: scores are about 1 for the same words and 0 for none
-IN_COLOUR = 0.1  # what it adds that a thing is shown in the colours asked for: the network can colour it
+TIE_BREAK = 0.1  # what it adds that a thing is shown in the colours, numbers and sides asked for
 KEYWORDS = 0.5  # what a word of any caption counts beside one of the first
-COLOURS = {"red", "orange", "yellow", "green", "blue", "purple", "violet", "pink", "brown", "black", "white"}
-COLOURS |= {"gray", "grey"}
-SMALL_WORDS = {"a", "an", "and", "are", "at", "in", "is", "it", "its", "of", "on", "that", "the", "this", "to", "with"}
+# fmt: off
+COLOURS = {
+    "red", "orange", "yellow", "green", "blue", "turquoise", "cyan", "purple", "violet", "pink", "brown", "black",
+    "white", "gray", "grey",
+}
+SMALL_WORDS = {"a", "an", "are", "her", "his", "is", "it", "its", "my", "that", "the", "their", "this", "your"}
+LINKS = {
+    "above", "and", "at", "behind", "below", "beside", "between", "by", "for", "from", "in", "near", "next", "of", "on",
+    "or", "over", "to", "under", "with", "without",
+}
+QUALIFIERS = {  # they say where and how many, not what
+    "left", "right", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "big", "large",
+    "little", "small",
+}
+# fmt: on
 
 
 def words_of(text: str) -> set[str]:
     """The words of a caption that say what is seen, in lower case, a plural as its singular where an s makes it."""
-    found = set(re.findall(r"[^\W_]+", text.lower())) - SMALL_WORDS
-    return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found}
+    return set(_words_in_order(text)) - LINKS
+
+
+def head_of(text: str) -> str | None:
+    """The noun of a caption: the last word of its first phrase that is no colour, number or side; None without one.
+
+    Usage: `head_of("a yellow hexagon left of a melon")  # "hexagon"`
+    """
+    phrase: list[str] = []
+    for word in _words_in_order(text):
+        if word in LINKS and phrase:
+            break
+        if word not in LINKS | COLOURS | QUALIFIERS:
+            phrase.append(word)
+    return phrase[-1] if phrase else None
+
+
+def _words_in_order(text: str) -> list[str]:
+    found = [word for word in re.findall(r"[^\W_]+", text.lower()) if word not in SMALL_WORDS]
+    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found]
 
 
 @dataclass(frozen=True)
@@ -161,17 +191,18 @@ class PictureMemory:
         return sum(math.log((len(self) + 1) / (self._counts[word] + 0.5)) for word in sorted(words))
 
     def recall(self, prompt: str, num: int = 4) -> Recalled:
-        """The pictures that share most with a prompt, and how likely each is.
+        """The pictures that share most with a prompt, its noun among it, and how likely each is.
 
         What counts is the weight of the words shared with the first caption over the mean weight of both (Dice), and
-        half the share of the prompt's that any caption has. Colours count where the things are shown in them, and
-        where nothing but colours is asked for: a blue car is a car first.
+        half the share of the prompt's that any caption has. A blue car is a car first: colours, numbers and sides break
+        ties, unless nothing else is asked for.
         """
-        asked = words_of(prompt)
-        colours = asked & COLOURS if self.form is not None and asked - COLOURS else set()
-        things = asked - colours
+        asked, head = words_of(prompt), head_of(prompt)
+        things = asked - COLOURS - QUALIFIERS if head is not None else asked
+        colours = asked & COLOURS if head is not None and self.form is not None else set()
+        needed = {head} if head is not None else asked
         own = self._weight(things)
-        scores = torch.tensor([self._score(things, own, colours, *words) if things else 0.0 for words in self._words])
+        scores = torch.tensor([self._score(asked, things, own, needed, *words) for words in self._words])
         best = scores.topk(min(num, len(scores)))
         kept = best.values > 0
         places, values = best.indices[kept], best.values[kept]
@@ -181,13 +212,16 @@ class PictureMemory:
             places, values = places[shown], values[shown]
         return Recalled(places, (SHARPNESS * values).softmax(dim=0), in_colour)
 
-    def _score(self, things: set[str], own: float, colours: set[str], first: set[str], all_words: set[str]) -> float:
-        if not things & all_words:
+    def _score(
+        self, asked: set[str], things: set[str], own: float, needed: set[str], first: set[str], all_words: set[str]
+    ) -> float:
+        if not needed & all_words:
             return 0.0
-        others = first - COLOURS if colours else first
+        others = first - COLOURS - QUALIFIERS if things < asked else first
         same = 2 * self._weight(things & first) / (own + self._weight(others))
         same += KEYWORDS * self._weight(things & all_words) / own
-        return same * (1 + IN_COLOUR) if colours and colours <= all_words else same
+        rest = asked - things
+        return same * (1 + TIE_BREAK * len(rest & all_words) / len(rest)) if rest else same
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as one Parquet file, whole or not at all, into a folder that is made where there is none."""
