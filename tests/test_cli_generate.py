@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import soundfile
 from PIL import Image
@@ -102,6 +103,22 @@ def test_speak_writes_the_face_too(run, engine, tmp_path):
     assert [word.label for word in track.words] == ["My", "map"] and track.visemes
     with Image.open(face) as moving:
         assert moving.format == "GIF" and moving.size == (200, 200)
+
+
+def test_draw_writes_what_the_engine_draws_with_its_own_memory_or_without(capsys, tmp_path):
+    """With the embedded checkpoint, whose memory has a red apple."""
+    path = tmp_path / "apple.png"
+    engine = ArrowEngine.from_pretrained()
+    passes = []
+    for flags, options in ((), {}), (("--no-own-memory",), {"own_memory": False}):
+        main(["draw", "a red apple", "-o", str(path), "--num-steps", "2", "--seed", "1", "--json", *flags])
+        told = json.loads(capsys.readouterr().out)
+        expected = engine.diffuse("a red apple", modality="image", num_steps=2, seed=1, **options)
+        with Image.open(path) as drawn:
+            assert (np.array(drawn) == expected).all() and told["file"] == str(path)
+        passes.append(told["passes"])
+    engine.close()
+    assert passes[0] < passes[1] == 4
 
 
 def test_bench_tells_what_it_timed(run):

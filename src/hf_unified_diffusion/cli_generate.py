@@ -76,6 +76,9 @@ def add_generate(commands: Any) -> None:
             subparser.add_argument("--memory", type=Path, help=f"a folder of `memory add`: {what}")
             subparser.add_argument("--namespace", help="whose memories")
             subparser.add_argument("--memory-strength", type=float, help="0 (none) to 10; default: 1")
+        if command is draw:
+            told = "let what the checkpoint itself remembers lead; default: as it says"
+            subparser.add_argument("--own-memory", action=argparse.BooleanOptionalAction, help=told)
         if command is generate:
             told = "write so many texts, and keep the one that the memories say most about; default: 1"
             subparser.add_argument("--memory-candidates", type=int, help=told)
@@ -125,7 +128,7 @@ def infill(chosen: argparse.Namespace) -> None:
 
 def draw(chosen: argparse.Namespace) -> None:
     """Draw a caption into a file."""
-    options = given(numbers_of(chosen)) | memory_of(chosen)
+    options = given({**numbers_of(chosen), "own_memory": chosen.own_memory}) | memory_of(chosen)
     result = diffused(chosen, engine_of(chosen, memory=chosen.memory), text_of(chosen), "image", options)
     Image.fromarray(result.output).save(chosen.output)
     told(chosen, {"file": str(chosen.output), **facts_of(result, of_text=False)}, str(chosen.output))
