@@ -67,7 +67,7 @@ def _words_in_order(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a prompt recalls, best first; nothing where it shares no word with any picture.
+    """What a prompt recalls, best first; nothing where no picture has its noun.
 
     Attributes:
         places: of the pictures in the memory.
@@ -217,6 +217,7 @@ class PictureMemory:
     ) -> float:
         if not needed & all_words:
             return 0.0
+        # where the prompt names a colour, those of a caption do not make it another thing
         others = first - COLOURS - QUALIFIERS if things < asked else first
         same = 2 * self._weight(things & first) / (own + self._weight(others))
         same += KEYWORDS * self._weight(things & all_words) / own

@@ -201,7 +201,7 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             memory_strength: 0 is as without, bit for bit; at 1 the memory alone decides the first half of a picture,
                 and at 10 nearly all of it. None: what the checkpoint says, 1 by default.
             own_memory: whether, where no `memory_images` are given, what `picture_memory` recalls for a prompt leads
-                its picture; a prompt that shares no word with it is drawn without. None: what the checkpoint says, for
+                its picture; a prompt whose noun it does not know is drawn without. None: what the checkpoint says, for
                 pictures that follow nothing but a prompt: no `image`, ControlNet or LoRA adapter.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
