@@ -48,7 +48,8 @@ def draw_pictures(folder: str, output: Path) -> Shown:
     pipe.set_progress_bar_config(disable=True)
     sheets = [output / "pictures.png", output / "recoloured.png"]
     for captions, sheet in zip((CAPTIONS, RECOLOURED), sheets, strict=True):
-        pictures = pipe(list(captions), seed=list(range(len(captions)))).images
+        # one by one: in a batch the network is asked for all as soon as one of them needs it
+        pictures = [pipe(caption, seed=seed).images[0] for seed, caption in enumerate(captions)]
         make_image_grid(pictures, rows=len(captions) // COLUMNS, cols=COLUMNS).save(sheet)
     return f"{len(CAPTIONS) + len(RECOLOURED)} pictures: {', '.join(CAPTIONS + RECOLOURED)}", sheets
 
