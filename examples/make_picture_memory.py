@@ -1,6 +1,6 @@
 """Let a checkpoint remember pictures: one of each concept of `train`, as INT4 tokens of its codec, by their captions.
 
-    python examples/make_picture_memory.py --num 2500
+    python examples/make_picture_memory.py --num 3300
     python examples/make_picture_memory.py runs/joint --sources noto fluent_emoji --output runs/joint
 
 Words for a picture are those of its captions and, where these name none, the colours that fill it. Beside the tokens of
@@ -32,7 +32,7 @@ from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.pipelines.checkpoints import PICTURE_MEMORY
 from hf_unified_diffusion.pipelines.image_inputs import resized
 
-SOURCES = ("noto", "fluent_emoji", "flat_color_icons", "meteocons", "icon_park", "fxemoji")  # MIT or Apache-2.0
+SOURCES = ("noto", "fluent_emoji", "flat_color_icons", "meteocons", "streamline_color", "icon_park")
 FACTS = ["captions", "concept", "source", "licence"]
 
 # where the hues of a colour end, in degrees; the last ones begin anew
@@ -45,7 +45,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("checkpoint", type=Path, nargs="?", default=EMBEDDED_CHECKPOINT)
 parser.add_argument("--pictures", type=Path, default=Path("data/image_pictures/train"))
 parser.add_argument("--sources", nargs="+", default=list(SOURCES), help="the first that has a concept shows it")
-parser.add_argument("--num", type=int, default=2500, help="pictures, of the first sources first")
+parser.add_argument("--num", type=int, default=3300, help="pictures, of the first sources first")
 parser.add_argument("--size", type=int, default=256, help="pixels a side")
 parser.add_argument("--output", type=Path, help="folder of a model; default: the checkpoint")
 
