@@ -33,7 +33,7 @@ CAPTIONS = (
     "a blue circle",
     "a red square on the left",
 )
-RECOLOURED = ("a purple fish", "a blue tree", "a green cat face", "a pink house")  # in colours that no memory has
+RECOLOURED = ("a purple fish", "a blue tree", "a green cat face", "a pink house")  # few remembered in these colours
 HELLO = "Hello. I write, I draw, and I speak, all with one network."
 CLONED = "This is the same voice, and it says something else."
 TOGETHER = "My mouth moves with every word."
@@ -43,7 +43,7 @@ Shown = tuple[str, list[Path]]
 
 
 def draw_pictures(folder: str, output: Path) -> Shown:
-    """A contact sheet of the captions, and one of things in colours that they were never seen in."""
+    """A contact sheet of the captions, and one of things in colours that they are hardly remembered in."""
     pipe = UnifiedDiffusionImagePipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     sheets = [output / "pictures.png", output / "recoloured.png"]
