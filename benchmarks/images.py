@@ -19,7 +19,6 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from caption_match import CaptionMatcher, caption_targets, fit_on_train, recall_rows
 from diffusers.utils import make_image_grid
@@ -34,9 +33,6 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
-
-if TYPE_CHECKING:
-    pass
 
 SETS = {"seen": "seen", "held out": "test"}  # concepts -> folder
 SHOWN = 8  # pictures of each set, for the eye

@@ -25,12 +25,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
-from hf_unified_diffusion.codecs.pictures import read_pictures
 from hf_unified_diffusion.conditioning.picture_memory import COLOURS, PICTURE_MEMORY_NAME, PictureMemory, words_of
 from hf_unified_diffusion.modeling.diffusers_weights import load_diffusers_model
 from hf_unified_diffusion.modeling.embedded import EMBEDDED_CHECKPOINT
 from hf_unified_diffusion.pipelines.checkpoints import PICTURE_MEMORY
-from hf_unified_diffusion.pipelines.image_inputs import resized
+from hf_unified_diffusion.training.image_views import pixels_of
 
 SOURCES = ("noto", "fluent_emoji", "flat_color_icons", "meteocons", "streamline_color", "icon_park")
 FACTS = ["captions", "concept", "source", "licence"]
@@ -94,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     files = sorted(map(str, args.pictures.glob("*.parquet")))
     if not files:
-        raise ValueError(f"pictures must hold Parquet files (run examples/prepare_images.py), got none in {files}")
+        raise ValueError(
+            f"pictures must hold Parquet files (run examples/prepare_images.py), got none in {args.pictures.name!r}"
+        )
     table = Dataset.from_parquet(files)
     rows = table.select_columns(FACTS).to_list()
     places = chosen(rows, args.sources, args.num)
@@ -102,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     tokens, grey, shown = [], [], []
     for row in tqdm(table.select(places).select_columns(["png"]), unit=" pictures"):
         picture = Image.open(io.BytesIO(row["png"])).convert("RGB")
-        (pixels,) = read_pictures("picture", [picture])
-        pixels = resized(pixels, (args.size, args.size))
+        pixels = pixels_of(row["png"], args.size)
         both = codec.encode(torch.stack([pixels, in_grey(pixels)]))
         tokens.append(both[0])
         grey.append(both[1])

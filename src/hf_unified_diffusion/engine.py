@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,6 @@ class ArrowEngine:
         memory: an `ArrowStorage`, or a folder that is opened as one, with the network's own embeddings.
         encoder: the name of these in stores.
         vae, image_scheduler: for pictures, as of `UnifiedDiffusionImagePipeline`; without a vae it draws none.
-        picture_memory: what the checkpoint itself remembers of pictures, see `UnifiedDiffusionImagePipeline`.
         vocoder, speech_scheduler: for speech, as of `UnifiedDiffusionSpeechPipeline`.
         max_waiting: requests that may wait; one more is refused at once (`QueueFullError`).
 
@@ -96,9 +96,7 @@ class ArrowEngine:
         vocoder: PreTrainedModel | None = None,
         speech_scheduler: SchedulerMixin | None = None,
         controlnets: NamedControlNets | None = None,
-        picture_memory: PictureMemory | None = None,
     ):
-        self.picture_memory = picture_memory
         self.controlnets = NamedControlNets(None) if controlnets is None else controlnets
         self.vae, self.vocoder = vae, vocoder
         self.speech_scheduler = flow_scheduler_of_speech() if speech_scheduler is None else speech_scheduler
@@ -135,8 +133,12 @@ class ArrowEngine:
         if memory is not None:
             options["encoder"] = encoder_name(path)
         options |= {"vocoder": vocoder, "speech_scheduler": speech_scheduler, "controlnets": NamedControlNets(path)}
-        options["picture_memory"] = load_picture_memory(path)
         return cls(*parts, **options, vae=vae, image_scheduler=image_scheduler)
+
+    @cached_property
+    def picture_memory(self) -> PictureMemory | None:
+        """What the checkpoint itself remembers of pictures, read once somebody draws; another may be put in."""
+        return load_picture_memory(self.model.config._name_or_path)
 
     @property
     def ar(self) -> AutoregressiveWriter:

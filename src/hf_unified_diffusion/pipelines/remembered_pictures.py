@@ -74,9 +74,8 @@ def gather_remembered(
     if strength == 0 or not any(rows):
         return None
     tokens = [_tokens(row, size, codec) for row in rows]
-    padded = [pad_sequence(each, batch_first=True) for each in (tokens, [torch.tensor(row).float() for row in shares])]
-    latents, likely = (per_row(each, len(rows) * repeats) for each in padded)
-    return RememberedPictures(latents, likely, strength)
+    stacked = _padded_rows(tokens, [torch.tensor(row).float() for row in shares], repeats)
+    return RememberedPictures(*stacked, strength)
 
 
 def recalled_pictures(
@@ -99,14 +98,23 @@ def recalled_pictures(
     if strength == 0 or not any(len(recalled.places) for recalled in found):
         return None
     tokens = [_resized_tokens(memory, recalled.places, size, codec) for recalled in found]
-    padded = [pad_sequence(each, batch_first=True) for each in (tokens, [recalled.weights for recalled in found])]
-    rows = len(prompts) * repeats
-    latents, likely = (per_row(each, rows) for each in padded)
+    stacked = _padded_rows(tokens, [recalled.weights for recalled in found], repeats)
     parts = None
     if memory.form is not None and not all(recalled.in_colour for recalled in found):
         whole, form = torch.eye(memory.width), memory.form.float()
-        parts = per_row(torch.stack([whole if recalled.in_colour else form for recalled in found]), rows)
-    return RememberedPictures(latents, likely, strength, parts)
+        parts = per_row(
+            torch.stack([whole if recalled.in_colour else form for recalled in found]), len(found) * repeats
+        )
+    return RememberedPictures(*stacked, strength, parts)
+
+
+def _padded_rows(
+    tokens: Sequence[Float[Tensor, "pictures tokens width"]], weights: Sequence[Float[Tensor, "pictures"]], repeats: int
+) -> tuple[Float[Tensor, "rows pictures tokens width"], Float[Tensor, "rows pictures"]]:
+    """Tokens and weights of all prompts, padded to as many pictures, each `repeats` times."""
+    padded = (pad_sequence(list(each), batch_first=True) for each in (tokens, weights))
+    latents, likely = (per_row(each, len(tokens) * repeats) for each in padded)
+    return latents, likely
 
 
 def _resized_tokens(
