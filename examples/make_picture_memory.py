@@ -3,9 +3,8 @@
     python examples/make_picture_memory.py --num 3300
     python examples/make_picture_memory.py runs/joint --sources noto fluent_emoji --output runs/joint
 
-Words for a picture are those of its captions and, where these name none, the colours that fill it. Beside the tokens of
-each picture those of the same one in grey are computed: they tell form from colour, so that a blue apple may be drawn
-after a red one. What the image pipeline then draws is led by what its prompt recalls (`own_memory`, docs/images.md).
+Words for a picture are those of its captions and, where these name none, the colours that fill it. What the image
+pipeline then draws is led by what its prompt recalls (`own_memory`, docs/images.md).
 The file holds the pictures themselves: only sources are taken whose licence lets them be passed on, and NOTICE has to
 name them. Concepts of other splits stay out, so that what is measured on them is not what was remembered.
 """
@@ -21,7 +20,6 @@ import torch
 from datasets import Dataset
 from diffusers import AutoencoderDC
 from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_unified_diffusion.codecs.image_codec import ImageCodec
@@ -63,7 +61,7 @@ def chosen(rows: Sequence[Mapping], sources: Sequence[str], num: int) -> list[in
 def told(captions: Sequence[str], colours: set[str]) -> list[str]:
     """The first caption, and the words that others add, and its colours where it names none."""
     first = words_of(captions[0])
-    more = set().union(*map(words_of, captions)) | (set() if first & COLOURS else colours)
+    more = set().union(*map(words_of, captions)) | (set() if first & COLOURS.keys() else colours)
     more -= first
     return [captions[0], " ".join(sorted(more))] if more else [captions[0]]
 
@@ -81,12 +79,6 @@ def colours_of(picture: Image.Image) -> set[str]:
     return {str(name) for name in np.unique(named) if (named == name).mean() >= LEAST_SHARE}
 
 
-def in_grey(pixels: Tensor) -> Tensor:
-    """A picture by its luminance alone (ITU-R BT.601)."""
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(-1, 1, 1)
-    return (pixels * weights).sum(dim=-3, keepdim=True).expand_as(pixels)
-
-
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> Path:
     """Returns the file."""
@@ -100,14 +92,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     rows = table.select_columns(FACTS).to_list()
     places = chosen(rows, args.sources, args.num)
     codec = ImageCodec(load_diffusers_model(AutoencoderDC, args.checkpoint / "vae"))
-    tokens, grey, shown = [], [], []
+    tokens, shown = [], []
     for row in tqdm(table.select(places).select_columns(["png"]), unit=" pictures"):
-        picture = Image.open(io.BytesIO(row["png"])).convert("RGB")
-        pixels = pixels_of(row["png"], args.size)
-        both = codec.encode(torch.stack([pixels, in_grey(pixels)]))
-        tokens.append(both[0])
-        grey.append(both[1])
-        shown.append(colours_of(picture))
+        tokens.append(codec.encode(pixels_of(row["png"], args.size)[None])[0])
+        shown.append(colours_of(Image.open(io.BytesIO(row["png"])).convert("RGB")))
     kept = [rows[place] for place in places]
     counts = Counter((row["source"], row["licence"]) for row in kept)
     sources = [
@@ -115,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     ]
     grid = codec.grid(args.size, args.size)
     captions = [told(row["captions"], colours) for row, colours in zip(kept, shown, strict=True)]
-    memory = PictureMemory.of(captions, torch.stack(tokens), grid, torch.stack(grey), {"sources": sources})
+    memory = PictureMemory.of(captions, torch.stack(tokens), grid, {"sources": sources})
     file = memory.save((args.output or args.checkpoint) / PICTURE_MEMORY / PICTURE_MEMORY_NAME)
     print(f"{len(memory)} pictures, {file.stat().st_size / 1e6:.2f} MB: {dict(counts)}")
     return file

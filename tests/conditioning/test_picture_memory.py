@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from hf_unified_diffusion.conditioning.picture_memory import BITS, PictureMemory, fitted_form, head_of, words_of
+from hf_unified_diffusion.conditioning.picture_memory import BITS, PictureMemory, colour_of, head_of, words_of
 from hf_unified_diffusion.quantization import FormatError, write_parquet_weights
 
 CAPTIONS = [
@@ -29,13 +29,6 @@ def memory():
     return PictureMemory.of(CAPTIONS, noise(4, 8, WIDTH), GRID, metadata={"sources": [{"name": "ours"}]})
 
 
-@pytest.fixture
-def coloured():
-    """Tokens of three numbers, of which grey pictures have only the first two."""
-    tokens = noise(4, 8, 3)
-    return PictureMemory.of(CAPTIONS, tokens, GRID, tokens * torch.tensor([1.0, 1.0, 0.0]) + 0.5)
-
-
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 4), width=st.integers(1, 9), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
 def test_tokens_come_back_within_half_a_step(count, width, scale, seed):
@@ -54,7 +47,7 @@ def test_tokens_come_back_within_half_a_step(count, width, scale, seed):
 def test_words_decide_and_rare_ones_more(memory):
     assert [int(memory.recall(each[0]).places[0]) for each in CAPTIONS] == [0, 1, 2, 3]
     recalled = memory.recall("a car")
-    assert recalled.places.tolist() == [2] and recalled.weights.tolist() == [1.0] and recalled.in_colour
+    assert recalled.places.tolist() == [2] and recalled.weights.tolist() == [1.0] and recalled.colours == (None,)
     assert memory.recall("an automobile").places.tolist() == [2]  # a word of another caption
     recalled = memory.recall("red apples")  # both have apples, one is red
     assert recalled.places.tolist() == [0, 1] and recalled.weights[0] > recalled.weights[1]
@@ -66,24 +59,15 @@ def test_words_decide_and_rare_ones_more(memory):
     assert int(more.recall("an old rare tree").places[0]) == 2
 
 
-def test_colours_find_what_has_them_and_else_leave_the_form(coloured):
-    """A thing of another colour is better than another thing of the colour."""
-    red = coloured.recall("a red apple")
-    assert red.places.tolist() == [0] and red.in_colour
-    blue = coloured.recall("a blue apple")
-    assert sorted(blue.places.tolist()) == [0, 1] and not blue.in_colour and 2 not in blue.places
-    assert coloured.recall("an apple").in_colour and len(coloured.recall("an apple").places) == 2
-    assert coloured.recall("blue").places.tolist() == [2] and coloured.recall("blue").in_colour
-    assert not coloured.recall("a green car").in_colour
-    # a memory that cannot tell form from colour lets both lead
-    plain = PictureMemory.of(CAPTIONS, noise(4, 8, 3), GRID)
-    assert plain.recall("a green car").in_colour and set(plain.recall("a blue apple").places.tolist()) == {0, 1}
-
-
-def test_form_is_what_grey_pictures_keep(coloured):
-    expected = torch.diag(torch.tensor([1.0, 1.0, 0.0]))
-    torch.testing.assert_close(coloured.form.float(), expected, atol=0.01, rtol=0)
-    assert fitted_form(noise(50, 3), torch.ones(50, 3)).abs().max() < 1e-3  # grey tells nothing of them
+def test_a_thing_of_another_colour_is_better_than_another_thing_of_the_colour(memory):
+    red, blue = memory.recall("a red apple"), memory.recall("a blue apple")
+    assert red.places.tolist() == [0, 1] and red.weights[0] > red.weights[1]
+    assert sorted(blue.places.tolist()) == [0, 1]
+    # what its own caption says to be of the colour stays as it is
+    assert red.colours == (None, "red") and blue.colours == ("blue", "blue")
+    assert memory.recall("an apple").colours == (None, None)
+    assert memory.recall("blue").places.tolist() == [2] and memory.recall("blue").colours == (None,)
+    assert memory.recall("an apple left of a blue car").colours == (None, None)
 
 
 @pytest.mark.parametrize("prompt", ["", "a the of", "zebra", "日本", "!?"])
@@ -116,24 +100,37 @@ def test_the_noun_of_a_caption(caption, head):
     assert head_of(caption) == head
 
 
-def test_the_noun_of_a_prompt_must_be_there_and_sides_and_numbers_are_no_things(coloured):
+@pytest.mark.parametrize(
+    ("caption", "colour"),
+    [
+        ("two purple apples left of a blue car", "purple"),
+        ("a car beside a blue apple", None),
+        ("a black and white cat", None),
+        ("a grey cat", "grey"),
+        ("blue", None),
+        ("", None),
+    ],
+)
+def test_the_colour_of_a_captions_noun(caption, colour):
+    assert colour_of(caption) == colour
+
+
+def test_the_noun_of_a_prompt_must_be_there_and_sides_and_numbers_are_no_things(memory):
     """A car seat is no car, and two pears are no two apples."""
-    assert coloured.recall("a blue car seat").places.tolist() == []
-    assert coloured.recall("two pears").places.tolist() == []
-    assert coloured.recall("two").places.tolist() == [1]
-    assert coloured.recall("two apples").places[0] == 1 and coloured.recall("an apple left of a car").in_colour
+    assert memory.recall("a blue car seat").places.tolist() == []
+    assert memory.recall("two pears").places.tolist() == []
+    assert memory.recall("two").places.tolist() == [1]
+    assert memory.recall("two apples").places[0] == 1
     # the apples come before the car, of which the prompt speaks as well
-    assert sorted(coloured.recall("an apple left of a car").places.tolist()) == [0, 1]
+    assert sorted(memory.recall("an apple left of a car").places.tolist()) == [0, 1]
 
 
-def test_saved_and_mapped_it_is_the_same(memory, coloured, tmp_path):
+def test_saved_and_mapped_it_is_the_same(memory, tmp_path):
     loaded = PictureMemory.load(memory.save(tmp_path / "m.parquet"))
     assert loaded.captions == memory.captions and loaded.grid == GRID and loaded.metadata == memory.metadata
     assert torch.equal(loaded.tokens(torch.arange(4)), memory.tokens(torch.arange(4)))
     assert torch.equal(loaded.recall("red apples").weights, memory.recall("red apples").weights)
     assert memory.save(tmp_path / "n.parquet").read_bytes() == (tmp_path / "m.parquet").read_bytes()
-    assert loaded.form is None
-    assert torch.equal(PictureMemory.load(coloured.save(tmp_path / "c.parquet")).form, coloured.form)
 
 
 def test_broken_files_are_refused(memory, tmp_path):
@@ -160,8 +157,6 @@ def test_broken_files_are_refused(memory, tmp_path):
         ({**good, "captions": torch.frombuffer(bytearray(b"[[1]]"), dtype=torch.uint8)}, {"grid": [2, 4]}),
         ({**good, "tokens.packed": memory.packed[:3].clone()}, {"grid": [2, 4]}),
         ({"captions": said}, {"grid": [2, 4]}),
-        ({**good, "form": torch.zeros(2, 2)}, {"grid": [2, 4]}),
-        ({**good, "form": torch.full((WIDTH, WIDTH), torch.inf)}, {"grid": [2, 4]}),
     ]
     for tensors, metadata in cases:
         write_parquet_weights(file, tensors, metadata, roles={name: roles[name] for name in tensors if name in roles})

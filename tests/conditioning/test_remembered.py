@@ -90,24 +90,6 @@ def test_rows_do_not_depend_on_each_other_and_one_without_a_memory_stays_as_it_i
     assert torch.equal(remembered(samples, weights, FLOW)(x_t, time)[1], torch.zeros(4, dtype=torch.float64))
 
 
-def test_only_a_part_of_each_token_is_compared_and_led():
-    """By a projection the memory is blind to the rest and leaves it to the denoiser; by the identity it is not."""
-    samples, weights, time = normal(2, 3, 5, 4), torch.ones(2, 3), torch.tensor([0.6, 0.6])
-    first = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
-    parts = torch.stack([first, torch.eye(4, dtype=torch.float64)])
-    x_t = normal(2, 5, 4, seed=3)
-    led = steered_by_memory(constant(7.0), samples, weights, 1.0, FLOW, parts)
-    whole = steered_by_memory(constant(7.0), samples, weights, 1.0, FLOW)(x_t, time)
-    found = led(x_t, time)
-    torch.testing.assert_close(found[1], whole[1])
-    assert torch.equal(found[0, :, 2:], torch.full((5, 2), 7.0, dtype=torch.float64))
-    only = remembered(samples[:1, :, :, :2], weights[:1], FLOW)(x_t[:1, :, :2], time[:1])
-    torch.testing.assert_close(found[:1, :, :2], only)
-    elsewhere = x_t.clone()
-    elsewhere[0, :, 2:] += 100 * normal(5, 2, seed=4)
-    torch.testing.assert_close(led(elsewhere, time)[0], found[0])
-
-
 def test_a_denoiser_that_nobody_hears_is_not_asked():
     def unheard(x_t, t, condition=None):
         raise AssertionError("asked")

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..codecs.recolouring import COLOURS
 from ..quantization.integer import dequantize, quantize
 from ..quantization.parquet_files import read_parquet_weights, write_parquet_weights
 from ..quantization.parquet_layout import FormatError
@@ -25,10 +26,6 @@ SHARPNESS = 8.0  # of what is recalled: scores are about 1 for the same words an
 TIE_BREAK = 0.1  # what it adds that a thing is shown in the colours, numbers and sides asked for
 KEYWORDS = 0.5  # what a word of any caption counts beside one of the first
 # fmt: off
-COLOURS = {
-    "red", "orange", "yellow", "green", "blue", "turquoise", "cyan", "purple", "violet", "pink", "brown", "black",
-    "white", "gray", "grey",
-}
 SMALL_WORDS = {"a", "an", "are", "her", "his", "is", "it", "its", "my", "that", "the", "their", "this", "your"}
 LINKS = {
     "above", "and", "at", "behind", "below", "beside", "between", "by", "for", "from", "in", "near", "next", "of", "on",
@@ -51,13 +48,31 @@ def head_of(text: str) -> str | None:
 
     Usage: `head_of("a yellow hexagon left of a melon")  # "hexagon"`
     """
-    phrase: list[str] = []
+    things, _ = _first_phrase(text)
+    return things[-1] if things else None
+
+
+def colour_of(text: str) -> str | None:
+    """The colour of a caption's noun; None without a noun, without a colour, or with several.
+
+    Usage: `colour_of("a yellow hexagon left of a red melon")  # "yellow"`
+    """
+    things, colours = _first_phrase(text)
+    return colours[0] if things and len(colours) == 1 else None
+
+
+def _first_phrase(text: str) -> tuple[list[str], list[str]]:
+    """The words up to what links the first thing of a caption with another: things, and colours."""
+    things: list[str] = []
+    colours: list[str] = []
     for word in _words_in_order(text):
-        if word in LINKS and phrase:
+        if word in LINKS and things:
             break
-        if word not in LINKS | COLOURS | QUALIFIERS:
-            phrase.append(word)
-    return phrase[-1] if phrase else None
+        if word in COLOURS:
+            colours.append(word)
+        elif word not in LINKS | QUALIFIERS:
+            things.append(word)
+    return things, colours
 
 
 def _words_in_order(text: str) -> list[str]:
@@ -72,36 +87,24 @@ class Recalled:
     Attributes:
         places: of the pictures in the memory.
         weights: how likely each is; they sum to 1.
-        in_colour: False where the prompt names a colour that none of them has: then only their form is to lead.
+        colours: which one each is to be given, of `codecs.recolouring`; None where it is to stay as it is.
     """
 
     places: Int[Tensor, "some"]
     weights: Float[Tensor, "some"]
-    in_colour: bool = True
-
-
-def fitted_form(
-    tokens: Float[Tensor, "some width"], grey: Float[Tensor, "some width"], ridge: float = 1e-3
-) -> Float[Tensor, "width width"]:
-    """The matrix by which tokens come nearest to those of the same pictures in grey, but for a constant; float16."""
-    x, y = (each.double() - each.double().mean(dim=0) for each in (tokens, grey))
-    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    return torch.linalg.solve(gram, x.T @ y).half()
+    colours: tuple[str | None, ...]
 
 
 class PictureMemory:
     """Pictures to lead what is drawn (`conditioning.remembered`), found by the words that captions share.
 
     Each number of a token has a scale of its own in each picture, so that 4 bits keep a picture within far less than
-    the noise at which it leads. `form` says what of a token is left of a picture without its colours: a blue apple has
-    the form of the red one that is remembered, and its colour from the network.
+    the noise at which it leads.
 
     Args:
         captions: of each picture, the first one what it shows, others more words for it.
         packed, scale: `quantize` of the tokens, (pictures, width x tokens), groups of one number of all tokens.
         grid: rows and columns of tokens of each picture.
-        form: (width, width), tokens @ form are about those of the same picture in grey, but for a constant; None:
-            colours lead with forms, whatever a prompt says.
         metadata: what else the file says: where the pictures are from, under which licences.
 
     Raises:
@@ -119,11 +122,10 @@ class PictureMemory:
         packed: Tensor,
         scale: Tensor,
         grid: tuple[int, int],
-        form: Tensor | None = None,
         metadata: dict[str, Any] | None = None,
     ):
         self.captions = tuple(tuple(each) for each in captions)
-        self.packed, self.scale, self.grid, self.form = packed, scale, grid, form
+        self.packed, self.scale, self.grid = packed, scale, grid
         self.metadata = dict(metadata or {})
         count = len(self.captions)
         wordless = [each for each in self.captions if not each or not words_of(each[0])]
@@ -137,8 +139,6 @@ class PictureMemory:
                 f"{count} pictures of {grid[0]} x {grid[1]} tokens must have {BITS}-bit codes with a scale for each "
                 f"number of a token, got {packed.dtype} {tuple(packed.shape)} and {tuple(scale.shape)}"
             )
-        if form is not None and (form.shape != (self.width, self.width) or not bool(form.isfinite().all())):
-            raise ValueError(f"form must be finite and ({self.width}, {self.width}), got {tuple(form.shape)}")
 
     @property
     def width(self) -> int:
@@ -154,13 +154,9 @@ class PictureMemory:
         captions: Sequence[Sequence[str]],
         tokens: Float[Tensor, "pictures tokens width"],
         grid: tuple[int, int],
-        grey_tokens: Float[Tensor, "pictures tokens width"] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> "PictureMemory":
         """Remember pictures by their captions.
-
-        Args:
-            grey_tokens: of the same pictures without their colours, from which `form` is fitted.
 
         Raises ValueError where tokens do not fit the grid, are not finite, or a caption has no word.
 
@@ -169,8 +165,7 @@ class PictureMemory:
         if tokens.ndim != 3 or tokens.shape[1] != math.prod(grid):
             raise ValueError(f"tokens must be (pictures, {math.prod(grid)}, width), got {tuple(tokens.shape)}")
         packed, scale = quantize(tokens.transpose(1, 2).flatten(1).float(), BITS, group_size=tokens.shape[1])
-        form = None if grey_tokens is None else fitted_form(tokens.flatten(0, 1), grey_tokens.flatten(0, 1))
-        return cls(captions, packed, scale, grid, form, metadata)
+        return cls(captions, packed, scale, grid, metadata)
 
     def tokens(self, places: Int[Tensor, "some"]) -> Float[Tensor, "some tokens width"]:
         """The tokens of some pictures, float32."""
@@ -195,22 +190,20 @@ class PictureMemory:
 
         What counts is the weight of the words shared with the first caption over the mean weight of both (Dice), and
         half the share of the prompt's that any caption has. A blue car is a car first: colours, numbers and sides break
-        ties, unless nothing else is asked for.
+        ties, unless nothing else is asked for. What is recalled is to be given the colour of the prompt's noun, unless
+        its first caption names it.
         """
         asked, head = words_of(prompt), head_of(prompt)
-        things = asked - COLOURS - QUALIFIERS if head is not None else asked
-        colours = asked & COLOURS if head is not None and self.form is not None else set()
+        things = asked - COLOURS.keys() - QUALIFIERS if head is not None else asked
         needed = {head} if head is not None else asked
         own = self._weight(things)
         scores = torch.tensor([self._score(asked, things, own, needed, *words) for words in self._words])
         best = scores.topk(min(num, len(scores)))
         kept = best.values > 0
         places, values = best.indices[kept], best.values[kept]
-        shown = torch.tensor([colours <= self._words[place][1] for place in places.tolist()], dtype=torch.bool)
-        in_colour = not colours or bool(shown[:1].any())
-        if colours and in_colour:
-            places, values = places[shown], values[shown]
-        return Recalled(places, (SHARPNESS * values).softmax(dim=0), in_colour)
+        colour = colour_of(prompt)
+        colours = tuple(None if colour in self._words[place][0] else colour for place in places.tolist())
+        return Recalled(places, (SHARPNESS * values).softmax(dim=0), colours)
 
     def _score(
         self, asked: set[str], things: set[str], own: float, needed: set[str], first: set[str], all_words: set[str]
@@ -218,7 +211,7 @@ class PictureMemory:
         if not needed & all_words:
             return 0.0
         # where the prompt names a colour, those of a caption do not make it another thing
-        others = first - COLOURS - QUALIFIERS if things < asked else first
+        others = first - COLOURS.keys() - QUALIFIERS if things < asked else first
         same = 2 * self._weight(things & first) / (own + self._weight(others))
         same += KEYWORDS * self._weight(things & all_words) / own
         rest = asked - things
@@ -229,8 +222,6 @@ class PictureMemory:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         said = torch.frombuffer(bytearray(json.dumps(self.captions).encode()), dtype=torch.uint8)
         tensors = {"captions": said, "tokens.packed": self.packed, "tokens.scale": self.scale}
-        if self.form is not None:
-            tensors["form"] = self.form
         roles = {"tokens.packed": "packed", "tokens.scale": "scale"}
         return write_parquet_weights(path, tensors, {**self.metadata, "grid": list(self.grid)}, roles=roles)
 
@@ -249,6 +240,6 @@ class PictureMemory:
             rows, columns = weights.metadata["grid"]
             metadata = {name: value for name, value in weights.metadata.items() if name != "grid"}
             codes = weights["tokens.packed"], weights["tokens.scale"]
-            return cls(captions, *codes, (rows, columns), weights.get("form"), metadata)
+            return cls(captions, *codes, (rows, columns), metadata)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FormatError(f"a memory of pictures must hold captions, codes, scales and a grid: {error}") from None

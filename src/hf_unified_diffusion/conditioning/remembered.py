@@ -13,7 +13,6 @@ def remembered(
     samples: Float[Tensor, "batch count *shape"],
     weights: Float[Tensor, "batch count"],
     flow: GaussianFlow,
-    parts: Float[Tensor, "batch width width"] | None = None,
 ) -> Denoiser:
     """E[x_0 | x_t] where x_0 is known to be one of a row's samples: the exact denoiser of a memory.
 
@@ -23,7 +22,6 @@ def remembered(
     Args:
         samples: what is remembered, the same number a row.
         weights: how likely each is beforehand, at least 0; 0 for padding. A row without any estimates zeros.
-        parts: a projection of the last axis for each row: only what is left of it is compared; None compares all.
 
     Raises:
         ValueError: weights of another shape, below 0, or not finite; when called, an x_t of another shape.
@@ -36,7 +34,6 @@ def remembered(
             f"got {tuple(weights.shape)} from {weights.min():g} to {weights.max():g}"
         )
     flat, log_weights = samples.flatten(2), weights.log()
-    compared = flat if parts is None else projected(samples, parts).flatten(2)
     has_any = (weights > 0).any(dim=1, keepdim=True)
 
     def denoise(
@@ -45,18 +42,12 @@ def remembered(
         if x_t.shape != samples.shape[:1] + samples.shape[2:]:
             raise ValueError(f"x_t must be of the samples' shape {tuple(samples.shape)}, got {tuple(x_t.shape)}")
         sigma, signal = (factor.to(flat)[:, None] for factor in (flow.noise_std(t), flow.signal(t)))
-        seen = x_t.to(flat) if parts is None else projected(x_t[:, None].to(flat), parts)
-        noise = seen.reshape(len(x_t), 1, -1) - signal[..., None] * compared
+        noise = x_t.to(flat).reshape(len(x_t), 1, -1) - signal[..., None] * flat
         logits = log_weights.to(flat) - noise.square().sum(dim=-1) / (2 * sigma.square())
         posterior = logits.masked_fill(~has_any, 0.0).softmax(dim=1) * has_any
         return torch.einsum("bk,bkd->bd", posterior, flat).view_as(x_t)
 
     return denoise
-
-
-def projected(x: Float[Tensor, "batch count *shape"], parts: Float[Tensor, "batch width width"]) -> Tensor:
-    """Each row's numbers by its own matrix."""
-    return torch.einsum("b...w,bwv->b...v", x, parts.to(x))
 
 
 def steered_by_memory(
@@ -65,7 +56,6 @@ def steered_by_memory(
     weights: Float[Tensor, "batch count"],
     strength: float,
     flow: GaussianFlow,
-    parts: Float[Tensor, "batch width width"] | None = None,
 ) -> Denoiser:
     """Lead a denoiser of continuous data by what is remembered, most where the noise is strong.
 
@@ -76,7 +66,6 @@ def steered_by_memory(
         samples, weights: as of `remembered`.
         strength: 0 is the denoiser itself; at 1 the memory alone is asked while more than half is noise; at infinity
             what comes out is a sample.
-        parts: for each row a projection of the last axis: only what is left of it is led; None leads all.
 
     Raises:
         ValueError: for a strength that is negative, infinite or NaN; as `remembered` does.
@@ -84,7 +73,7 @@ def steered_by_memory(
     Usage: `denoiser = steered_by_memory(model, latents, torch.ones(1, 4), 1.0, GaussianFlow())`
     """
     check_scale("memory_strength", strength)
-    memory = remembered(samples, weights, flow, parts)
+    memory = remembered(samples, weights, flow)
     if strength == 0:
         return denoiser
     has_any = (weights > 0).any(dim=1)
@@ -94,13 +83,11 @@ def steered_by_memory(
     ) -> Float[Tensor, "batch *shape"]:
         share = (2 * strength * flow.noise_std(t)).clamp(max=1) * has_any.to(t)
         recalled = memory(x_t.to(samples), t, condition).to(x_t.dtype)
-        if parts is None and bool((share == 1).all()):  # nobody would hear the denoiser
+        if bool((share == 1).all()):  # nobody would hear the denoiser
             return recalled
         clean = denoiser(x_t, t, condition)
         share = share.view(-1, *[1] * (x_t.ndim - 1)).to(clean.dtype)
-        moved = recalled - clean
-        led = clean + share * (moved if parts is None else projected(moved, parts))
         # bit for bit the same beside rows for which the denoiser is heard
-        return led if parts is not None else torch.where(share == 1, recalled, led)
+        return torch.where(share == 1, recalled, clean + share * (recalled - clean))
 
     return denoise

@@ -1,17 +1,19 @@
 """Pictures that steer what is drawn, as the tokens of a batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Picture, read_pictures
+from ..codecs.recolouring import in_shades_of
 from ..conditioning.energy import check_scale
-from ..conditioning.picture_memory import PictureMemory
+from ..conditioning.picture_memory import PictureMemory, Recalled
 from ..conditioning.remembered import steered_by_memory
 from ..contracts import Denoiser
 from ..schedulers.flow_matching import FLOW
@@ -26,19 +28,17 @@ class RememberedPictures:
     Attributes:
         latents: tokens of the pictures in the size of what is drawn.
         weights: how likely each is beforehand.
-        strength, parts: see `conditioning.remembered`.
+        strength: see `conditioning.remembered`.
     """
 
     latents: Float[Tensor, "rows pictures tokens width"]
     weights: Float[Tensor, "rows pictures"]
     strength: float
-    parts: Float[Tensor, "rows width width"] | None = None
 
     def steer(self, denoiser: Denoiser, device: torch.device) -> Denoiser:
         """The denoiser, led by the pictures."""
         latents, weights = self.latents.to(device), self.weights.to(device)
-        parts = None if self.parts is None else self.parts.to(device)
-        return steered_by_memory(denoiser, latents, weights, self.strength, FLOW, parts)
+        return steered_by_memory(denoiser, latents, weights, self.strength, FLOW)
 
 
 def gather_remembered(
@@ -97,15 +97,8 @@ def recalled_pictures(
     found = [memory.recall(prompt) for prompt in prompts]
     if strength == 0 or not any(len(recalled.places) for recalled in found):
         return None
-    tokens = [_resized_tokens(memory, recalled.places, size, codec) for recalled in found]
-    stacked = _padded_rows(tokens, [recalled.weights for recalled in found], repeats)
-    parts = None
-    if memory.form is not None and not all(recalled.in_colour for recalled in found):
-        whole, form = torch.eye(memory.width), memory.form.float()
-        parts = per_row(
-            torch.stack([whole if recalled.in_colour else form for recalled in found]), len(found) * repeats
-        )
-    return RememberedPictures(*stacked, strength, parts)
+    tokens = [_drawn_tokens(memory, recalled, size, codec) for recalled in found]
+    return RememberedPictures(*_padded_rows(tokens, [recalled.weights for recalled in found], repeats), strength)
 
 
 def _padded_rows(
@@ -117,19 +110,26 @@ def _padded_rows(
     return latents, likely
 
 
-def _resized_tokens(
-    memory: PictureMemory, places: Int[Tensor, "some"], size: tuple[int, int], codec: ImageCodec
+def _drawn_tokens(
+    memory: PictureMemory, recalled: Recalled, size: tuple[int, int], codec: ImageCodec
 ) -> Float[Tensor, "some tokens width"]:
-    """The tokens of remembered pictures in the size of what is drawn; of another size than theirs through pixels."""
-    rows, columns = codec.grid(*size)
-    if not len(places):
-        return torch.zeros(0, rows * columns, memory.width)
-    tokens = memory.tokens(places)
-    if (rows, columns) == memory.grid:
-        return tokens
+    """The tokens of remembered pictures in the colours that were asked for and in the size of what is drawn.
+
+    Pictures that are in other ones go through pixels.
+    """
+    if not len(recalled.places):
+        return torch.zeros(0, math.prod(codec.grid(*size)), memory.width)
     own = [side * codec.downsampling for side in memory.grid]
-    pictures = [codec.decode(one[None], own[0], own[1])[0].cpu() for one in tokens]
-    return torch.cat([codec.encode(resized(picture, size)[None]).cpu() for picture in pictures])
+    drawn = []
+    for one, colour in zip(memory.tokens(recalled.places), recalled.colours, strict=True):
+        if colour is None and size == tuple(own):
+            drawn.append(one[None])
+            continue
+        picture = codec.decode(one[None], own[0], own[1])[0].cpu()
+        if colour is not None:
+            picture = in_shades_of(picture, colour)
+        drawn.append(codec.encode(resized(picture, size)[None]).cpu())
+    return torch.cat(drawn)
 
 
 def _tokens(row: Sequence[Picture], size: tuple[int, int], codec: ImageCodec) -> Float[Tensor, "pictures tokens width"]:
