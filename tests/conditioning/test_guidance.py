@@ -11,7 +11,9 @@ from hf_unified_diffusion.conditioning.guidance import (
     beginning_with,
     check_interval,
     guided,
+    guided_by_parts,
     guided_within,
+    turned,
     without_tokens,
 )
 
@@ -53,6 +55,39 @@ def test_log_odds_are_mixed_linearly(scale):
 def test_ruled_out_tokens_stay_ruled_out(scale):
     logits = guided(constant(0, hidden=[6]), constant(1, hidden=[6]), scale)(CANVAS, TIME, None)
     assert logits[..., 6].isneginf().all() and logits[..., :6].isfinite().all()
+
+
+@given(eta=st.floats(0, 1), seed=st.integers(0, 99))
+def test_what_guidance_adds_is_parted_along_and_across_the_estimate(eta, seed):
+    """Of the part along each token's estimate so much is left as eta says, the part across it stays."""
+    clean, pushed = torch.randn(2, 2, 3, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    unit = clean / clean.norm(dim=-1, keepdim=True)
+    (before, after) = (each - clean for each in (pushed, turned(clean, pushed, eta)))
+    along_before, along_after = ((each * unit).sum(dim=-1, keepdim=True) for each in (before, after))
+    torch.testing.assert_close(along_after, eta * along_before)
+    torch.testing.assert_close(after - along_after * unit, before - along_before * unit)
+    assert torch.equal(turned(clean, pushed, 1.0), pushed)
+    assert torch.equal(turned(torch.zeros(2, 3, 5), torch.ones(2, 3, 5), 0.0), torch.ones(2, 3, 5))  # nothing to stretch
+
+
+@pytest.mark.parametrize("scales", [(3.0, 3.0), (1.0, 2.0), (2.0, 0.0), (2.0, 3.0)])
+def test_guidance_that_only_turns_keeps_what_it_is_given_along_the_estimate(scales):
+    all_of_it, part, null = constant(0), constant(1), constant(2)
+    plain = guided_by_parts(all_of_it, part, null, *scales)(CANVAS, TIME, None)
+    found = guided_by_parts(all_of_it, part, null, *scales, eta=0.0)(CANVAS, TIME, None)
+    clean = (all_of_it if scales[1] else part)(CANVAS, TIME, None).float()
+    torch.testing.assert_close(found, turned(clean, plain, 0.0))
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), True, "0"])
+def test_a_share_that_is_none_is_refused(eta):
+    for make in (
+        lambda: guided(constant(0), constant(1), 2.0, eta),
+        lambda: guided_by_parts(constant(0), constant(1), constant(2), 2.0, 3.0, eta),
+    ):
+        with pytest.raises(ValueError, match=r"guidance_eta must be a number in \[0, 1\], got "):
+            make()
 
 
 def test_null_sees_no_condition():

@@ -238,6 +238,7 @@ def test_kinds_of_output_and_several_per_prompt(speech_pipe):
         ({"guidance_scale": -1}, "guidance_scale must be"),
         ({"speaker_guidance_scale": float("inf")}, "guidance_scale must be"),
         ({"guidance_interval": (0.6, 0.5)}, "guidance_interval must be"),
+        ({"guidance_eta": 1.5}, r"guidance_eta must be a number in \[0, 1\], got 1.5"),
         ({"num_inference_steps": 0}, "num_inference_steps must be"),
         ({"output_type": "wav"}, "output_type must be"),
         ({"reference_text": "One."}, "must come with a reference_audio"),

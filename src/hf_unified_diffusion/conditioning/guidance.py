@@ -8,7 +8,7 @@ from ..contracts import Condition, Denoiser
 from .energy import check_scale
 
 
-def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoiser:
+def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float, eta: float = 1.0) -> Denoiser:
     """Push the estimate away from the null's: null + scale (clean - null) (arXiv:2207.12598).
 
     For tokens the estimate is logits, and this is p^scale q^(1 - scale), normalized (arXiv:2412.10193, eq. 8). A
@@ -18,20 +18,23 @@ def guided(denoiser: Denoiser, null_denoiser: Denoiser, scale: float) -> Denoise
         denoiser: sees the condition.
         null_denoiser: sees nothing, or what to avoid (a negative prompt).
         scale: 1 is the denoiser itself, 0 the null, above 1 exaggerates.
+        eta: see `turned`; for continuous data.
 
     Raises:
-        ValueError: for a scale that is negative, infinite or NaN.
+        ValueError: for a scale that is negative, infinite or NaN, or an eta outside [0, 1].
 
     Usage: `denoiser = guided(model, null_model, scale=2.0)`
     """
     check_scale("guidance_scale", scale)
+    check_eta(eta)
     if scale == 1:
         return denoiser
 
     def denoise(
         x_t: Shaped[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
     ) -> Float[Tensor, "batch *out"]:
-        return pushed_away(denoiser(x_t, t, condition).float(), null_denoiser(x_t, t, None).float(), scale)
+        clean, null = denoiser(x_t, t, condition).float(), null_denoiser(x_t, t, None).float()
+        return turned(clean, pushed_away(clean, null, scale), eta)
 
     return denoise
 
@@ -44,8 +47,34 @@ def pushed_away(
     return torch.where(clean.isneginf(), clean, mixed)  # -inf - -inf would be NaN
 
 
+def check_eta(eta: object) -> None:
+    """Raise ValueError unless this is a share in [0, 1]."""
+    if not (isinstance(eta, int | float) and not isinstance(eta, bool) and 0 <= eta <= 1):  # also false for NaN
+        raise ValueError(f"guidance_eta must be a number in [0, 1], got {eta!r}")
+
+
+def turned(
+    clean: Float[Tensor, "batch length width"], pushed: Float[Tensor, "batch length width"], eta: float
+) -> Float[Tensor, "batch length width"]:
+    """What guidance made of an estimate, less what only makes it stronger (arXiv:2410.02416, eq. 5).
+
+    Of `pushed - clean` the part along `clean`, token by token, is kept by so much: at 0 guidance turns each token and
+    does not stretch it, at 1 it is as it was.
+    """
+    if eta == 1:
+        return pushed
+    moved, size = pushed - clean, clean.square().sum(dim=-1, keepdim=True)
+    along = (moved * clean).sum(dim=-1, keepdim=True) / size.clamp(min=torch.finfo(size.dtype).tiny) * clean
+    return pushed - (1 - eta) * along
+
+
 def guided_by_parts(
-    denoiser: Denoiser, part_denoiser: Denoiser, null_denoiser: Denoiser, part_scale: float, rest_scale: float
+    denoiser: Denoiser,
+    part_denoiser: Denoiser,
+    null_denoiser: Denoiser,
+    part_scale: float,
+    rest_scale: float,
+    eta: float = 1.0,
 ) -> Denoiser:
     """Two conditions with a scale each: null + a (part - null) + b (both - part) (arXiv:2211.09800, eq. 3).
 
@@ -58,27 +87,29 @@ def guided_by_parts(
         null_denoiser: sees neither.
         part_scale: a, of the one that `part_denoiser` sees.
         rest_scale: b, of the other.
+        eta: see `turned`.
 
     Raises:
-        ValueError: for a scale that is negative, infinite or NaN.
+        ValueError: for a scale that is negative, infinite or NaN, or an eta outside [0, 1].
 
     Usage: `denoiser = guided_by_parts(cloned, spoken, null, part_scale=2.0, rest_scale=1.5)`
     """
     for scale in (part_scale, rest_scale):
         check_scale("guidance_scale", scale)
     if part_scale == rest_scale:
-        return guided(denoiser, null_denoiser, rest_scale)
+        return guided(denoiser, null_denoiser, rest_scale, eta)
     if part_scale == 1:
-        return guided(denoiser, part_denoiser, rest_scale)
+        return guided(denoiser, part_denoiser, rest_scale, eta)
     if rest_scale == 0:
-        return guided(part_denoiser, null_denoiser, part_scale)
+        return guided(part_denoiser, null_denoiser, part_scale, eta)
+    check_eta(eta)
 
     def denoise(
         x_t: Shaped[Tensor, "batch *shape"], t: Float[Tensor, "batch"], condition: Condition | None = None
     ) -> Float[Tensor, "batch *out"]:
         clean, part = denoiser(x_t, t, condition).float(), part_denoiser(x_t, t, condition).float()
         null = null_denoiser(x_t, t, None).float()
-        return null + part_scale * (part - null) + rest_scale * (clean - part)
+        return turned(clean, null + part_scale * (part - null) + rest_scale * (clean - part), eta)
 
     return denoise
 

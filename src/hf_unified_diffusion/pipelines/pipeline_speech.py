@@ -53,6 +53,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
         "guidance_scale": 3.0,
         "speaker_guidance_scale": 3.0,
         "guidance_interval": (0.0, 1.0),
+        "guidance_eta": 1.0,
         "seconds_per_class": None,
     }
     model_cpu_offload_seq = "transformer->vocoder"
@@ -106,6 +107,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
         guidance_scale: float | None = None,
         speaker_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_eta: float | None = None,
         speed: float = 1.0,
         num_audios_per_prompt: int = 1,
         num_candidates: int = 1,
@@ -132,6 +134,8 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
                 same or `guidance_scale` is 1 two, else three.
             guidance_interval: the lowest and the highest noise level in [0, 1] at which guidance acts; other steps take
                 one pass (arXiv:2404.07724). None: what the checkpoint says, by default all levels.
+            guidance_eta: how much is kept of what guidance adds along the estimate, in [0, 1] (arXiv:2410.02416): 0 turns
+                tokens without making them stronger, 1 is plain guidance. None: what the checkpoint says, 1 by default.
             speed: 2 speaks twice as fast as the reference, or without one as the corpus; 0.25 to 4.
             num_audios_per_prompt: sounds per prompt, one after the other.
             num_candidates: of each part so many are spoken, and the one is kept that the network itself finds likeliest
@@ -155,6 +159,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
             guidance_scale=self._chosen("guidance_scale", guidance_scale),
             speaker_guidance_scale=self._chosen("speaker_guidance_scale", speaker_guidance_scale),
             guidance_interval=self._chosen("guidance_interval", guidance_interval),
+            guidance_eta=self._chosen("guidance_eta", guidance_eta),
             speed=speed,
             num_audios_per_prompt=num_audios_per_prompt,
             num_candidates=num_candidates,
@@ -215,6 +220,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
                 options.speaker_guidance_scale,
                 device,
                 options.guidance_interval,
+                options.guidance_eta,
             )
             run = plan_speech(self.scheduler, options.num_inference_steps, device)
             said = speaking.speak(run, [each for row in active for each in drawn[row]], after_step)

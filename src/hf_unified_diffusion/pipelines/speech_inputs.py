@@ -14,7 +14,7 @@ from ..codecs.phonemes import Pronunciation, pronounce
 from ..codecs.sounds import Sound, read_sound
 from ..codecs.speech_layout import Reference
 from ..conditioning.energy import check_scale
-from ..conditioning.guidance import check_interval
+from ..conditioning.guidance import check_eta, check_interval
 from .text_inputs import check_choice, check_positive, matched
 
 OUTPUT_TYPES = ("np", "pt", "latent")
@@ -34,6 +34,7 @@ class SpeechOptions:
     guidance_scale: float
     speaker_guidance_scale: float
     guidance_interval: tuple[float, float]
+    guidance_eta: float
     speed: float
     num_audios_per_prompt: int
     num_candidates: int
@@ -45,6 +46,7 @@ class SpeechOptions:
         for scale in (self.guidance_scale, self.speaker_guidance_scale):
             check_scale("guidance_scale", scale)
         check_interval(self.guidance_interval)
+        check_eta(self.guidance_eta)
         is_number = isinstance(self.speed, int | float) and not isinstance(self.speed, bool)
         if not (is_number and SPEEDS[0] <= self.speed <= SPEEDS[1]):  # also false for NaN
             raise ValueError(f"speed must be a number in [{SPEEDS[0]}, {SPEEDS[1]}], got {self.speed!r}")

@@ -34,6 +34,7 @@ class SpeechRound:
         rows: candidates of a row one after the other.
         text_scale, voice_scale: see `guided_by_parts`.
         interval: noise levels at which guidance acts, see `guided_within`.
+        eta: how far guidance stretches tokens, see `conditioning.guidance.turned`.
         num_passes: forward passes so far.
 
     Usage:
@@ -48,6 +49,7 @@ class SpeechRound:
     voice_scale: float
     device: torch.device
     interval: tuple[float, float] = (0.0, 1.0)
+    eta: float = 1.0
     _branches: dict[str, ContextDenoiser] = field(default_factory=dict, init=False)
 
     @property
@@ -74,10 +76,10 @@ class SpeechRound:
     def _guided(self) -> Denoiser:
         everything, nothing = self._asked("all"), self._asked("nothing")
         if all(row.reference is None for row in self.rows):  # the text is all there is
-            steered = guided(everything, nothing, self.text_scale)
+            steered = guided(everything, nothing, self.text_scale, self.eta)
         else:
             scales = self.text_scale, self.voice_scale
-            steered = guided_by_parts(everything, self._asked("text"), nothing, *scales)
+            steered = guided_by_parts(everything, self._asked("text"), nothing, *scales, self.eta)
         return guided_within(self.interval, steered, everything)
 
     def _asked(self, name: str) -> Denoiser:
