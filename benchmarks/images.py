@@ -5,6 +5,7 @@
     python benchmarks/images.py --draw --network_alone         # without its memory of pictures (images_network)
     python benchmarks/images.py --draw --checkpoint FOLDER --steps 8
     python benchmarks/images.py --draw --candidates 4          # each the best of four (images_candidates)
+    python benchmarks/images.py --draw --only_scenes           # attributes of scenes alone (images_scenes)
 
 Real pictures are the rendered ones of data/image_pictures: `seen` holds training concepts in styles that training has
 not seen, `test` concepts that no style of it has. What is drawn follows the captions of real pictures, one each, and
@@ -184,10 +185,17 @@ def main() -> None:
     parser.add_argument("--fit_pictures", type=int, default=3000, help="of train, for the caption judge")
     parser.add_argument("--fit_scenes", type=int, default=1500, help="of train, for the attribute classifier")
     parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--only_scenes", action="store_true", help="the attributes of scenes, nothing else")
     parser.add_argument("--most", type=int, default=2000, help="pictures of a split among which concepts are found")
     args, settings = start(parser)
     settings = {name: value for name, value in settings.items() if name not in ("pictures", "cache")}
-    paint, network, encoder = painter(args), EfficientNetFeatures(), SentenceEncoder.minilm()
+    paint = painter(args)
+    if args.only_scenes:
+        notes = [f"Readers of attributes are fitted on at most {args.fit_scenes} training scenes."]
+        scenes = {"Attributes of composed scenes": scene_rows(args, paint)}
+        report("images_scenes", scenes, settings, notes, args.output)
+        return
+    network, encoder = EfficientNetFeatures(), SentenceEncoder.minilm()
     train, validation = (
         choose(args.pictures / split, count, args.size, random.Random(args.seed), is_drawing)
         for split, count in (("train", args.fit_pictures), ("validation", args.fit_pictures // 5))

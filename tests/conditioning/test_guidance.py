@@ -67,7 +67,9 @@ def test_what_guidance_adds_is_parted_along_and_across_the_estimate(eta, seed):
     torch.testing.assert_close(along_after, eta * along_before)
     torch.testing.assert_close(after - along_after * unit, before - along_before * unit)
     assert torch.equal(turned(clean, pushed, 1.0), pushed)
-    assert torch.equal(turned(torch.zeros(2, 3, 5), torch.ones(2, 3, 5), 0.0), torch.ones(2, 3, 5))  # nothing to stretch
+    assert torch.equal(
+        turned(torch.zeros(2, 3, 5), torch.ones(2, 3, 5), 0.0), torch.ones(2, 3, 5)
+    )  # nothing to stretch
 
 
 @pytest.mark.parametrize("scales", [(3.0, 3.0), (1.0, 2.0), (2.0, 0.0), (2.0, 3.0)])

@@ -102,6 +102,16 @@ def test_a_colour_that_the_caption_does_not_name_is_given_to_what_is_remembered(
     assert torch.equal(blue[None], latents(pipe, prompts[0], memory_strength=1000.0))
 
 
+def test_what_the_network_draws_by_itself_is_shown_in_the_colour_too(pipe):
+    """Where nothing is recalled; rows of other prompts, and all at strength 0, stay as the network draws them."""
+    prompts, several = ["a blue zebra", "zebra"], {"num_images_per_prompt": 2}
+    found, plain = (latents(pipe, prompts, own_memory=led, **several) for led in (True, False))
+    shaded = torch.stack([in_shades_of(picture, "blue") for picture in pipe.codec.decode(plain[:2], 64, 96)])
+    torch.testing.assert_close(found[:2], pipe.codec.encode(shaded), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found[:2], plain[:2], atol=0.1) and torch.equal(found[2:], plain[2:])
+    assert torch.equal(latents(pipe, prompts, memory_strength=0, **several), plain)
+
+
 def test_other_sizes_are_led_by_the_picture_in_their_size(pipe, memory):
     """At a strength that gives it back: what the codec makes of the resized picture."""
     led = latents(pipe, "a red apple", height=32, width=32, memory_strength=1000.0)

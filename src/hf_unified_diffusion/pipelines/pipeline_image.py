@@ -47,7 +47,7 @@ from .image_inputs import (
 from .lora import LoraMixin, row_adapters
 from .pipeline_hub import PushPipelineMixin
 from .pipeline_output import UnifiedDiffusionImagePipelineOutput
-from .remembered_pictures import RememberedPictures, gather_remembered, recalled_pictures
+from .remembered_pictures import RememberedPictures, gather_remembered, in_shades_asked_for, recalled_pictures
 from .step_hooks import Callback, image_step_hook, tensor_names
 from .text_inputs import check_choice, per_row, row_generators
 
@@ -201,8 +201,9 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             memory_strength: 0 is as without, bit for bit; at 1 the memory alone decides the first half of a picture,
                 and at 10 nearly all of it. None: what the checkpoint says, 1 by default.
             own_memory: whether, where no `memory_images` are given, what `picture_memory` recalls for a prompt leads
-                its picture; a prompt whose noun it does not know is drawn without. None: what the checkpoint says, for
-                pictures that follow nothing but a prompt: no `image`, ControlNet or LoRA adapter.
+                its picture, in shades of the colour that the prompt gives its noun; of a noun that it does not know,
+                what is drawn without it is shown in these shades. None: what the checkpoint says, for pictures that
+                follow nothing but a prompt: no `image`, ControlNet or LoRA adapter.
             adapter_names: for each prompt the loaded LoRA adapter that it alone has, None for none; by default all have
                 those of `set_adapters`.
             seed: at least 0; row i always draws the same noise from a seed. A list has one a row.
@@ -276,6 +277,8 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             latents, passes = self._draw(
                 rows, grid, given, options, run, hook, device, (controls, row_names, remembered)
             )
+            if asked is not None and lead > 0:
+                latents = in_shades_asked_for(latents, asked, rows.prompts, size, codec)
             images = latents
             if output_type != "latent":
                 pixels = self.codec.decode(latents, *size)

@@ -134,8 +134,8 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
                 same or `guidance_scale` is 1 two, else three.
             guidance_interval: the lowest and the highest noise level in [0, 1] at which guidance acts; other steps take
                 one pass (arXiv:2404.07724). None: what the checkpoint says, by default all levels.
-            guidance_eta: how much is kept of what guidance adds along the estimate, in [0, 1] (arXiv:2410.02416): 0 turns
-                tokens without making them stronger, 1 is plain guidance. None: what the checkpoint says, 1 by default.
+            guidance_eta: how much is kept of what guidance adds along the estimate, in [0, 1] (arXiv:2410.02416): 0
+                turns tokens without making them stronger, 1 is plain guidance. None: what the checkpoint says, else 1.
             speed: 2 speaks twice as fast as the reference, or without one as the corpus; 0.25 to 4.
             num_audios_per_prompt: sounds per prompt, one after the other.
             num_candidates: of each part so many are spoken, and the one is kept that the network itself finds likeliest

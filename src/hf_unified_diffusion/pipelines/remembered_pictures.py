@@ -13,7 +13,7 @@ from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Picture, read_pictures
 from ..codecs.recolouring import in_shades_of
 from ..conditioning.energy import check_scale
-from ..conditioning.picture_memory import PictureMemory, Recalled
+from ..conditioning.picture_memory import PictureMemory, Recalled, colour_of
 from ..conditioning.remembered import steered_by_memory
 from ..contracts import Denoiser
 from ..schedulers.flow_matching import FLOW
@@ -99,6 +99,27 @@ def recalled_pictures(
         return None
     tokens = [_drawn_tokens(memory, recalled, size, codec) for recalled in found]
     return RememberedPictures(*_padded_rows(tokens, [recalled.weights for recalled in found], repeats), strength)
+
+
+def in_shades_asked_for(
+    latents: Float[Tensor, "rows tokens width"],
+    memory: PictureMemory,
+    prompts: Sequence[str],
+    size: tuple[int, int],
+    codec: ImageCodec,
+) -> Float[Tensor, "rows tokens width"]:
+    """What was drawn, in the colours of prompts that recall nothing, so that no remembered picture could bring them.
+
+    The same number of rows a prompt, one after the other; those of other prompts stay as they are.
+    """
+    colours = [None if len(memory.recall(prompt).places) else colour_of(prompt) for prompt in prompts]
+    rows = list(latents)
+    for i, row in enumerate(rows):
+        colour = colours[i * len(colours) // len(rows)]
+        if colour is not None:
+            picture = in_shades_of(codec.decode(row[None], *size)[0], colour)
+            rows[i] = codec.encode(picture[None])[0].to(row)
+    return torch.stack(rows)
 
 
 def _padded_rows(
