@@ -110,6 +110,8 @@ def test_what_the_network_draws_by_itself_is_shown_in_the_colour_too(pipe):
     torch.testing.assert_close(found[:2], pipe.codec.encode(shaded), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found[:2], plain[:2], atol=0.1) and torch.equal(found[2:], plain[2:])
     assert torch.equal(latents(pipe, prompts, memory_strength=0, **several), plain)
+    given = {"image": PICTURE, "strength": 0.5}  # which has colours of its own
+    assert torch.equal(latents(pipe, prompts, **given, own_memory=True), latents(pipe, prompts, **given))
 
 
 def test_other_sizes_are_led_by_the_picture_in_their_size(pipe, memory):

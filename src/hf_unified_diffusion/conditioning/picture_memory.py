@@ -88,11 +88,13 @@ class Recalled:
         places: of the pictures in the memory.
         weights: how likely each is; they sum to 1.
         colours: which one each is to be given, of `codecs.recolouring`; None where it is to stay as it is.
+        colour: of the prompt's noun, as `colour_of` says.
     """
 
     places: Int[Tensor, "some"]
     weights: Float[Tensor, "some"]
     colours: tuple[str | None, ...]
+    colour: str | None
 
 
 class PictureMemory:
@@ -203,7 +205,7 @@ class PictureMemory:
         places, values = best.indices[kept], best.values[kept]
         colour = colour_of(prompt)
         colours = tuple(None if colour in self._words[place][0] else colour for place in places.tolist())
-        return Recalled(places, (SHARPNESS * values).softmax(dim=0), colours)
+        return Recalled(places, (SHARPNESS * values).softmax(dim=0), colours, colour)
 
     def _score(
         self, asked: set[str], things: set[str], own: float, needed: set[str], first: set[str], all_words: set[str]

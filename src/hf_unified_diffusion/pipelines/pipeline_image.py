@@ -262,11 +262,12 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
         adapted = row_names is not None or bool(self.get_active_adapters() or self.fused_loras)
         free = image is None and controlnet is None and not adapted
         asked = self._asked_memory(own_memory, prompt, given_memory, free)
+        recalled = [] if asked is None else [asked.recall(each) for each in rows.prompts]
         if asked is None:
             told = memory_images, memory_weights, lead
             remembered = gather_remembered(*told, size, codec, len(rows) // repeats, repeats)
         else:
-            remembered = recalled_pictures(asked, rows.prompts, lead, size, codec, repeats)
+            remembered = recalled_pictures(asked, recalled, lead, size, codec, repeats)
         own = row_generators(seed, generator, len(rows) // num_candidates, device)
         generators = [each for one in own for each in candidate_generators(one, num_candidates)]
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -277,8 +278,8 @@ class UnifiedDiffusionImagePipeline(LoraMixin, PushPipelineMixin, CheckpointPipe
             latents, passes = self._draw(
                 rows, grid, given, options, run, hook, device, (controls, row_names, remembered)
             )
-            if asked is not None and lead > 0:
-                latents = in_shades_asked_for(latents, asked, rows.prompts, size, codec)
+            if recalled and lead > 0 and image is None:  # a picture that was given keeps its colours
+                latents = in_shades_asked_for(latents, recalled, size, codec)
             images = latents
             if output_type != "latent":
                 pixels = self.codec.decode(latents, *size)

@@ -13,7 +13,7 @@ from ..codecs.image_codec import ImageCodec
 from ..codecs.pictures import Picture, read_pictures
 from ..codecs.recolouring import in_shades_of
 from ..conditioning.energy import check_scale
-from ..conditioning.picture_memory import PictureMemory, Recalled, colour_of
+from ..conditioning.picture_memory import PictureMemory, Recalled
 from ..conditioning.remembered import steered_by_memory
 from ..contracts import Denoiser
 from ..schedulers.flow_matching import FLOW
@@ -80,13 +80,13 @@ def gather_remembered(
 
 def recalled_pictures(
     memory: PictureMemory,
-    prompts: Sequence[str],
+    found: Sequence[Recalled],
     strength: float,
     size: tuple[int, int],
     codec: ImageCodec,
     repeats: int,
 ) -> RememberedPictures | None:
-    """What a checkpoint's own memory recalls for each prompt, `repeats` rows a prompt; None where there is nothing.
+    """What a checkpoint's own memory recalled for each prompt, `repeats` rows a prompt; None where there is nothing.
 
     Raises:
         ValueError: for a strength below 0 or not finite, or a memory of tokens that are not the codec's.
@@ -94,7 +94,6 @@ def recalled_pictures(
     check_scale("memory_strength", strength)
     if memory.width != codec.width:
         raise ValueError(f"the memory's tokens must have the codec's {codec.width} numbers, got {memory.width}")
-    found = [memory.recall(prompt) for prompt in prompts]
     if strength == 0 or not any(len(recalled.places) for recalled in found):
         return None
     tokens = [_drawn_tokens(memory, recalled, size, codec) for recalled in found]
@@ -102,22 +101,17 @@ def recalled_pictures(
 
 
 def in_shades_asked_for(
-    latents: Float[Tensor, "rows tokens width"],
-    memory: PictureMemory,
-    prompts: Sequence[str],
-    size: tuple[int, int],
-    codec: ImageCodec,
+    latents: Float[Tensor, "rows tokens width"], found: Sequence[Recalled], size: tuple[int, int], codec: ImageCodec
 ) -> Float[Tensor, "rows tokens width"]:
-    """What was drawn, in the colours of prompts that recall nothing, so that no remembered picture could bring them.
+    """What was drawn, in the colours of prompts that recalled nothing, so that no remembered picture could bring them.
 
     The same number of rows a prompt, one after the other; those of other prompts stay as they are.
     """
-    colours = [None if len(memory.recall(prompt).places) else colour_of(prompt) for prompt in prompts]
     rows = list(latents)
     for i, row in enumerate(rows):
-        colour = colours[i * len(colours) // len(rows)]
-        if colour is not None:
-            picture = in_shades_of(codec.decode(row[None], *size)[0], colour)
+        recalled = found[i * len(found) // len(rows)]
+        if recalled.colour is not None and not len(recalled.places):
+            picture = in_shades_of(codec.decode(row[None], *size)[0], recalled.colour)
             rows[i] = codec.encode(picture[None])[0].to(row)
     return torch.stack(rows)
 
@@ -140,13 +134,13 @@ def _drawn_tokens(
     """
     if not len(recalled.places):
         return torch.zeros(0, math.prod(codec.grid(*size)), memory.width)
-    own = [side * codec.downsampling for side in memory.grid]
+    own = (memory.grid[0] * codec.downsampling, memory.grid[1] * codec.downsampling)
     drawn = []
     for one, colour in zip(memory.tokens(recalled.places), recalled.colours, strict=True):
-        if colour is None and size == tuple(own):
+        if colour is None and size == own:
             drawn.append(one[None])
             continue
-        picture = codec.decode(one[None], own[0], own[1])[0].cpu()
+        picture = codec.decode(one[None], *own)[0].cpu()
         if colour is not None:
             picture = in_shades_of(picture, colour)
         drawn.append(codec.encode(resized(picture, size)[None]).cpu())
