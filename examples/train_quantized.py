@@ -73,6 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequence_length", type=int, default=256)
     parser.add_argument("--train_batch_size", type=int, default=4)
     parser.add_argument("--max_train_steps", type=int, default=1000)
+    parser.add_argument("--max_train_minutes", type=float, help="end sooner, after so many")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--warmup_steps", type=int, default=20)
     parser.add_argument("--ema_decay", type=float, default=0.98)
@@ -116,10 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounded = RoundedWeights(model, quantization, codes=codes)
     run = TrainingRun(accelerator, objective, data, tokenizer, settings, rounded)
     rate = LearningRate(args.learning_rate, args.warmup_steps)
-    bar = tqdm(range(args.max_train_steps), unit="step")
-    for step in bar:
-        record = run.step(rate, step / args.max_train_steps)
-        bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name.endswith("/loss")})
+    with tqdm(total=args.max_train_steps, unit="step") as bar:
+        while (done := run.progress.share(args.max_train_steps, args.max_train_minutes)) < 1:
+            record = run.step(rate, done)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name.endswith("/loss")})
+            bar.update()
     with run.averaged() as averaged:
         # the layers that no calibration row reached are rounded as the dense network's would be
         quantized = quantize_model(copy.deepcopy(averaged).cpu().eval(), quantization, rounded.codes())
