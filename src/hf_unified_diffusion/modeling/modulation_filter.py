@@ -71,9 +71,11 @@ class ModulationFilter(nn.Module):
     Usage: `ModulationFilter(100, 32)(mels)`
     """
 
+    gains: Tensor
+
     def __init__(self, bands: int, frames: int):
         super().__init__()
-        self.gains = nn.Parameter(torch.ones(bands, frames), requires_grad=False)
+        self.register_buffer("gains", torch.ones(bands, frames))
 
     def forward(self, mels: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
         """The log-mels with each modulation times its gain, float32."""
