@@ -70,7 +70,7 @@ def our_speaker(args: argparse.Namespace) -> tuple[Timed, str]:
         written = now()
         latents = pipe(TEXT, seed=args.seed, output_type="latent", **settings).audios[0]
         denoised = now()
-        sound = pipe.codec.decode(latents[None], refine=True)
+        sound = pipe.codec.decode(latents[None])
         parts = {"phonemes": written - began, "denoising": denoised - written, "decoding": now() - denoised}
         return sound.shape[1] / pipe.codec.sampling_rate_hz, parts
 

@@ -10,16 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 from PIL import Image
 
-from hf_unified_diffusion import UnifiedDiffusionModel, UnifiedVocoderModel
-from hf_unified_diffusion.codecs.mel import unstacked
-from hf_unified_diffusion.training.modulation_fitting import mean_power
+from hf_unified_diffusion import UnifiedDiffusionModel
 from hf_unified_diffusion.training.run_log import read_records
-from hf_unified_diffusion.training.speech_data import open_speech
-from tests.modeling.test_vocoder import tiny_vocoder
 from tests.tiny import tiny_tokenizer
 from tests.training.tiny_speech import speech_model, write_speech
 from tests.training.tiny_training import TINY_SHAPE, lively_model, write_shard
@@ -140,26 +135,6 @@ def test_the_vocoder(tmp_path):
     on = {**sizes, **steps, "max_train_steps": 1, "model_name_or_path": tmp_path / "rounded"}
     run("train_vocoder", output_dir=tmp_path / "on", **folders, **{**on, "hidden_size": 64})  # the model's own sizes
     assert first_and_last(tmp_path / "on", "validation/loss")[0] < first
-
-
-def test_the_postfilter_of_a_vocoder(tmp_path):
-    speech = write_speech(tmp_path / "speech", {"train": 4})
-    checkpoint, vocoder, spoken = tmp_path / "checkpoint", tiny_vocoder(), tmp_path / "run" / "spoken"
-    speech_model(258).save_pretrained(checkpoint)
-    tiny_tokenizer().save_pretrained(checkpoint)
-    vocoder.save_pretrained(checkpoint / "vocoder")
-    given = {"checkpoint": checkpoint, "output_dir": tmp_path / "run", "train_data_dir": speech / "train"}
-    run("fit_postfilter", speaking_minutes=0.02, frames=8, cache_dir=tmp_path / "cache", **given)
-    made = [unstacked(torch.from_numpy(np.load(path))[None].float())[0] for path in spoken.iterdir()]
-    shards = open_speech((speech / "train").iterdir(), tmp_path / "cache")
-    wanted = mean_power([unstacked(shards.sound(place)[None])[0] for place in range(len(shards))], 8)
-    fitted = UnifiedVocoderModel.from_pretrained(tmp_path / "run" / "vocoder")
-    refined = [fitted.refined(mels[None])[0] for mels in made]
-    before, after = ((mean_power(sounds, 8) / wanted).log().abs().mean() for sounds in (made, refined))
-    assert after < 0.7 * before
-    assert torch.equal(fitted.head.bias, vocoder.head.bias)
-    run("fit_postfilter", speaking_minutes=0.0, frames=4, cache_dir=tmp_path / "cache", **given)  # says no more
-    assert len(list(spoken.iterdir())) == len(made)
 
 
 def test_the_image_codec(tmp_path):

@@ -115,7 +115,6 @@ def test_mels_are_checked(mels):
         ({"hidden_size": 0}, "hidden_size must be at least 1"),
         ({"n_fft": 300}, "n_fft and hop"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
-        ({"postfilter_frames": 3}, "postfilter_frames must be even"),
         ({"mel_std": 0.0}, "mel_std must be positive"),
         ({"num_pitches": 1}, "num_pitches"),
         ({"lowest_hz": 600.0}, "pitches must rise"),

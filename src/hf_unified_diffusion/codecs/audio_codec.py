@@ -1,7 +1,5 @@
 """Speech and continuous tokens: stacked log-mel frames one way, a vocoder or Griffin-Lim the other."""
 
-from typing import Protocol, runtime_checkable
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -9,15 +7,6 @@ from .mel import HOP, NUM_BANDS, SAMPLING_RATE_HZ, griffin_lim, log_mel, padded_
 
 FRAMES_PER_TOKEN = 4
 SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * HOP
-
-
-@runtime_checkable
-class Refining(Protocol):
-    """A vocoder that knows what log-mels lack that a network made."""
-
-    def refined(self, mels: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
-        """The log-mels with the modulations that speech has."""
-        ...
 
 
 class AudioCodec:
@@ -58,15 +47,8 @@ class AudioCodec:
             )
         return stacked(log_mel(padded_to(waveform.float(), SAMPLES_PER_TOKEN)), FRAMES_PER_TOKEN)
 
-    def decode(
-        self, tokens: Float[Tensor, "batch tokens width"], refine: bool = False
-    ) -> Float[Tensor, "batch samples"]:
+    def decode(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch samples"]:
         """Sounds in [-1, 1] from their tokens, float32, 1,200 samples each.
-
-        Args:
-            tokens: as `encode` gives them.
-            refine: whether a network made them, so that the vocoder's postfilter (if it has one) gives them the
-                modulations of speech.
 
         Raises:
             ValueError: for another shape or dtype, or no tokens.
@@ -79,7 +61,5 @@ class AudioCodec:
                 f"got {tokens.dtype} {tuple(tokens.shape)}"
             )
         mels = unstacked(tokens.float())
-        if refine and isinstance(self.vocoder, Refining):
-            mels = self.vocoder.refined(mels)
         waveform = griffin_lim(mels) if self.vocoder is None else self.vocoder(mels)
         return waveform.float().clamp(-1, 1)

@@ -27,7 +27,6 @@ class UnifiedVocoderConfig(PreTrainedConfig):
         hidden_size, intermediate_size, num_hidden_layers, kernel_size: of the ConvNeXt trunk; the kernel is odd.
         pitch_hidden_size, pitch_layers: of the ConvNeXt that finds the pitch.
         num_pitches, lowest_hz, highest_hz: pitches are told apart on a logarithmic scale.
-        postfilter_frames: even, of a piece of the `ModulationFilter` of log-mels that a network made; 0: it has none.
 
     Raises ValueError for values out of range.
     Usage: `UnifiedVocoderModel(UnifiedVocoderConfig())`
@@ -50,7 +49,6 @@ class UnifiedVocoderConfig(PreTrainedConfig):
     num_pitches: int = 128
     lowest_hz: float = 50.0
     highest_hz: float = 550.0
-    postfilter_frames: int = 0
 
     def validate_architecture(self):
         """Called on construction by `@strict`; raises ValueError."""
@@ -58,10 +56,6 @@ class UnifiedVocoderConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         rules = [
-            (
-                self.postfilter_frames >= 0 and self.postfilter_frames % 2 == 0,
-                f"postfilter_frames must be even and 0 or more, got {self.postfilter_frames}",
-            ),
             (
                 self.n_fft > self.hop and self.n_fft % 2 == 0 and self.hop % 2 == 0,
                 f"n_fft and hop must be even, n_fft the larger, got {self.n_fft} and {self.hop}",

@@ -18,7 +18,6 @@ from ..hub import CardFacts, PushMixin
 from ..quantization import bits_per_weight, num_weights
 from ..stft import inverse_stft, mel_filters, stft
 from .configuration_vocoder import UnifiedVocoderConfig
-from .modulation_filter import ModulationFilter
 from .parquet_weights import ParquetWeightsMixin
 from .vocoder_source import Excitation, excitation, noise_like
 
@@ -74,7 +73,6 @@ class UnifiedVocoderModel(PushMixin, ParquetWeightsMixin, PreTrainedModel):
     Usage:
         vocoder = UnifiedVocoderModel.from_pretrained(folder)
         waveform = vocoder(log_mel(waveform))
-        waveform = vocoder(vocoder.refined(mels))  # of log-mels that a network made
     """
 
     config_class = UnifiedVocoderConfig
@@ -92,9 +90,6 @@ class UnifiedVocoderModel(PushMixin, ParquetWeightsMixin, PreTrainedModel):
         width = config.pitch_hidden_size
         self.pitch_trunk = ConvNeXt(bands, width, 3 * width, config.pitch_layers, config.kernel_size)
         self.pitch_head = nn.Linear(width, config.num_pitches + 1)  # the last one says whether there is voice
-        self.postfilter: ModulationFilter | None = None
-        if config.postfilter_frames:
-            self.postfilter = ModulationFilter(bands, config.postfilter_frames)
         self.post_init()
 
     def card_facts(self) -> CardFacts:
@@ -109,9 +104,7 @@ class UnifiedVocoderModel(PushMixin, ParquetWeightsMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The analytic vocoder, which the networks do not change yet."""
-        if isinstance(module, ModulationFilter):
-            init.ones_(module.gains)
-        elif isinstance(module, ZeroHead):
+        if isinstance(module, ZeroHead):
             init.zeros_(module.weight)
             bins = module.out_features // 4
             hz = torch.arange(bins) * self.config.sampling_rate_hz / self.config.n_fft
@@ -160,29 +153,6 @@ class UnifiedVocoderModel(PushMixin, ParquetWeightsMixin, PreTrainedModel):
         ratio = math.log(self.config.highest_hz / self.config.lowest_hz)
         pitch_hz = self.config.lowest_hz * (place * ratio / (self.config.num_pitches - 1)).exp()
         return pitch_hz, voice.sigmoid()
-
-    def set_postfilter(self, gains: Float[Tensor, "bands frames"]) -> None:
-        """Take gains of the modulations of log-mels that a network made (`training.modulation_fitting`).
-
-        Raises ValueError for gains of other bands or an odd number of frames, and for negative or not finite ones.
-
-        Usage: `vocoder.set_postfilter(fitted_gains(made, speech))`
-        """
-        bands, shape = self.config.num_bands, tuple(gains.shape)
-        if len(shape) != 2 or shape[0] != bands or shape[1] < 2 or shape[1] % 2:
-            raise ValueError(f"gains must be of ({bands}, an even number of frames), got {shape}")
-        if not ((gains >= 0) & gains.isfinite()).all():
-            raise ValueError(f"gains must be finite and 0 or more, got {gains.min()} to {gains.max()}")
-        self.config.postfilter_frames = shape[1]
-        self.postfilter = ModulationFilter(*shape).to(self.device)
-        self.postfilter.gains.copy_(gains)
-
-    def refined(self, mels: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
-        """Log-mels that a network made with the modulations that speech has; the same where there is no postfilter.
-
-        Usage: `waveform = vocoder(vocoder.refined(mels))`
-        """
-        return mels if self.postfilter is None else self.postfilter(mels)
 
     def forward(
         self, mels: Float[Tensor, "batch bands frames"], source: Excitation | None = None

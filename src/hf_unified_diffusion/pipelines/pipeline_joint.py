@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
@@ -293,7 +292,7 @@ class UnifiedDiffusionJointPipeline(CheckpointPipeline):
             spoken = [spoken_or_none(completion) for completion in written]
         faces = AvatarCodec().decode(tokens["avatar"]).cpu().numpy() if "avatar" in tokens else None
         times = timings(spoken, layout.clip_tokens, faces, self.durations)
-        sound = self._heard(tokens["audio"], "audio" in made) if "audio" in asked else None
+        sound = AudioCodec(self.vocoder).decode(tokens["audio"]).cpu().numpy() if "audio" in asked else None
         return UnifiedDiffusionJointPipelineOutput(
             texts=said if "text" in asked else None,
             audio=sound,
@@ -307,10 +306,6 @@ class UnifiedDiffusionJointPipeline(CheckpointPipeline):
             tokens=made,
             num_forward_passes=num_passes,
         )
-
-    def _heard(self, tokens: Tensor, made: bool) -> np.ndarray:
-        """Sounds from their tokens, made or given."""
-        return AudioCodec(self.vocoder).decode(tokens, refine=made).cpu().numpy()
 
     def _images(self, tokens: Tensor, grid: tuple[int, int]) -> list[Image]:
         codec = ImageCodec(self.vae)

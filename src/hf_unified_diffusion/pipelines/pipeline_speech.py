@@ -256,7 +256,7 @@ class UnifiedDiffusionSpeechPipeline(CheckpointPipeline):
                 audios.append(torch.cat(tokens))
                 starts = [sum(lengths[:number]) for number in range(len(lengths))]
             else:
-                decoded = [self.codec.decode(part[None], refine=True)[0] for part in tokens]
+                decoded = [self.codec.decode(part[None])[0] for part in tokens]
                 waveform, places = crossfaded(decoded, round(PAUSE_S * rate), round(FADE_S * rate))
                 starts = [place / rate for place in places]
             for part, length, start in zip(row, lengths, starts, strict=False):  # fewer where it was interrupted
