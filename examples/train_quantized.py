@@ -21,7 +21,8 @@ from transformers import AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.conversion.export import write_checkpoint
-from hf_unified_diffusion.quantization import bits_per_weight, calibrated_codes, quantize_model
+from hf_unified_diffusion.quantization import QuantizedWeight, bits_per_weight, calibrated_codes, quantize_model
+from hf_unified_diffusion.quantization.integer import Codes
 from hf_unified_diffusion.training.calibration_rows import calibration_batches
 from hf_unified_diffusion.training.distillation import DistillationObjective
 from hf_unified_diffusion.training.likelihood import held_out_likelihood
@@ -58,11 +59,34 @@ def check_budget(losses: dict[str, float], dense: dict[str, float], budget: floa
         raise SystemExit(f"the loss must grow by at most {budget} nats per token, got {worst:.4f}: nothing is written")
 
 
+def go_on_from(model: UnifiedDiffusionModel, folder: Path, config: ArrowQuantConfig) -> dict[str, Codes]:
+    """Give the network what an earlier run learned, and return that run's codes of the rounded layers.
+
+    Their dense weights stay those of the network until `RoundedWeights` moves them to where they round to the codes.
+    """
+    earlier = UnifiedDiffusionModel.from_pretrained(folder)
+    plan = {name: bits for name, bits in config.bits_of_layers(model).items() if bits < 8}
+    layers = {name: layer for name, layer in earlier.named_modules() if isinstance(layer, QuantizedWeight)}
+    found = {name: layer.bits for name, layer in layers.items() if layer.bits < 8}
+    if found != plan or any(layers[name].group_size != config.group_size for name in found):
+        raise ValueError(
+            f"{folder} must have {len(plan)} layers of {config.bits} bits in groups of {config.group_size}, got "
+            f"{len(found)} of {sorted(set(found.values()))} bits"
+        )
+    codes = {name: (layers[name].weight.clone(), layers[name].weight_scale.clone()) for name in plan}
+    learned = earlier.dequantize().state_dict()
+    model.load_state_dict(
+        {name: learned[name] for name in learned if name.removesuffix(".weight") not in plan}, strict=False
+    )
+    return codes
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a dense folder with its tokenizer")
     parser.add_argument("--output_dir", type=Path, required=True, help="the checkpoint to write")
     parser.add_argument("--loss_budget", type=float, required=True, help="nats per token that rounding may cost")
+    parser.add_argument("--initial_model", type=Path, help="what an earlier run wrote, to go on from; else calibrated")
     parser.add_argument("--bits", type=int, choices=[2, 4], default=2)
     parser.add_argument("--group_size", type=int, default=96)
     parser.add_argument("--int8_modules", nargs="*", default=["embeddings"], help="kept at 8 bits")
@@ -109,16 +133,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches = calibration_batches(
         train, args.calibration_rows, tokenizer.mask_token_id, args.sequence_length, seed=args.seed
     )
-    with torch.autocast(model.device.type, dtype, enabled=dtype is not torch.float32):
-        codes = calibrated_codes(model, quantization, batches)
-    objective = DistillationObjective(model.train(), copy.deepcopy(model), ObjectiveConfig(causal_weight=1.0))
+    teacher = copy.deepcopy(model)
+    if args.initial_model is not None:
+        codes = go_on_from(model, args.initial_model, quantization)
+    else:
+        with torch.autocast(model.device.type, dtype, enabled=dtype is not torch.float32):
+            codes = calibrated_codes(model, quantization, batches)
+    objective = DistillationObjective(model.train(), teacher, ObjectiveConfig(causal_weight=1.0))
     settings = RunSettings(args.seed, weight_decay=0.0, ema_decay=args.ema_decay)
     data = [TokenRows(packed, args.train_batch_size, args.sequence_length) for packed in train.values()]
     rounded = RoundedWeights(model, quantization, codes=codes)
     run = TrainingRun(accelerator, objective, data, tokenizer, settings, rounded)
     rate = LearningRate(args.learning_rate, args.warmup_steps)
     with tqdm(total=args.max_train_steps, unit="step") as bar:
-        while (done := run.progress.share(args.max_train_steps, args.max_train_minutes)) < 1:
+        while bar.n < args.max_train_steps:
+            done = run.progress.share(args.max_train_steps, args.max_train_minutes)
+            if done >= 1:
+                break
             record = run.step(rate, done)
             bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name.endswith("/loss")})
             bar.update()

@@ -87,7 +87,14 @@ def test_quantization_aware_distillation(shards, tmp_path, capsys, bits):
         grown = [float(text) for text in re.findall(r"rounded, ([+-]\S+)", capsys.readouterr().out)]
         gaps[steps] = sum(grown) / len(grown)
     assert gaps[20] < gaps[0]
-    assert UnifiedDiffusionModel.from_pretrained(tmp_path / "rounded-20").is_quantized
+    first = tmp_path / "rounded-20"
+    assert UnifiedDiffusionModel.from_pretrained(first).is_quantized
+    given |= {"initial_model": first, "output_dir": tmp_path / "on"}
+    run("train_quantized", checkpoint, max_train_steps=0, **given)  # goes on from just what was written
+    grown_on = [float(text) for text in re.findall(r"rounded, ([+-]\S+)", capsys.readouterr().out)]
+    assert sum(grown_on) / len(grown_on) == pytest.approx(gaps[20], abs=0.02)
+    with pytest.raises(ValueError, match="must have .* layers of"):
+        run("train_quantized", checkpoint, max_train_steps=0, **{**given, "group_size": 16})
 
 
 def test_the_memory_conditioner_alone(shards, tmp_path):
