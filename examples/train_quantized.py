@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from hf_unified_diffusion import ArrowQuantConfig, UnifiedDiffusionModel
 from hf_unified_diffusion.conversion.export import write_checkpoint
-from hf_unified_diffusion.quantization import QuantizedWeight, bits_per_weight, calibrated_codes, quantize_model
+from hf_unified_diffusion.quantization import bits_per_weight, calibrated_codes, quantize_model
 from hf_unified_diffusion.quantization.integer import Codes
 from hf_unified_diffusion.training.calibration_rows import calibration_batches
 from hf_unified_diffusion.training.distillation import DistillationObjective
@@ -29,7 +29,7 @@ from hf_unified_diffusion.training.likelihood import held_out_likelihood
 from hf_unified_diffusion.training.machine import fast_dtype
 from hf_unified_diffusion.training.mixture import TokenRows
 from hf_unified_diffusion.training.objective import ObjectiveConfig
-from hf_unified_diffusion.training.quantization_aware import RoundedWeights
+from hf_unified_diffusion.training.quantization_aware import RoundedWeights, scales_of
 from hf_unified_diffusion.training.run import LearningRate, RunSettings, TrainingRun
 from hf_unified_diffusion.training.token_data import PackedTokens, bytes_per_token, pack_shards
 
@@ -66,18 +66,17 @@ def go_on_from(model: UnifiedDiffusionModel, folder: Path, config: ArrowQuantCon
     """
     earlier = UnifiedDiffusionModel.from_pretrained(folder)
     plan = {name: bits for name, bits in config.bits_of_layers(model).items() if bits < 8}
-    layers = {name: layer for name, layer in earlier.named_modules() if isinstance(layer, QuantizedWeight)}
-    found = {name: layer.bits for name, layer in layers.items() if layer.bits < 8}
-    if found != plan or any(layers[name].group_size != config.group_size for name in found):
+    scales = scales_of(earlier)
+    layers = {name: earlier.get_submodule(name) for name in scales}
+    found = {name: layer.bits for name, layer in layers.items()}
+    if found != plan or any(layer.group_size != config.group_size for layer in layers.values()):
         raise ValueError(
             f"{folder} must have {len(plan)} layers of {config.bits} bits in groups of {config.group_size}, got "
             f"{len(found)} of {sorted(set(found.values()))} bits"
         )
-    codes = {name: (layers[name].weight.clone(), layers[name].weight_scale.clone()) for name in plan}
-    learned = earlier.dequantize().state_dict()
-    model.load_state_dict(
-        {name: learned[name] for name in learned if name.removesuffix(".weight") not in plan}, strict=False
-    )
+    codes = {name: (layer.weight.clone(), scales[name]) for name, layer in layers.items()}
+    learned = {k: v for k, v in earlier.dequantize().state_dict().items() if k.removesuffix(".weight") not in plan}
+    model.load_state_dict(model.state_dict() | learned)
     return codes
 
 
@@ -130,13 +129,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     quantization = ArrowQuantConfig(
         args.bits, args.group_size, int8_modules=args.int8_modules, modules_to_not_convert=[]
     )
-    batches = calibration_batches(
-        train, args.calibration_rows, tokenizer.mask_token_id, args.sequence_length, seed=args.seed
-    )
     teacher = copy.deepcopy(model)
     if args.initial_model is not None:
         codes = go_on_from(model, args.initial_model, quantization)
     else:
+        batches = calibration_batches(
+            train, args.calibration_rows, tokenizer.mask_token_id, args.sequence_length, seed=args.seed
+        )
         with torch.autocast(model.device.type, dtype, enabled=dtype is not torch.float32):
             codes = calibrated_codes(model, quantization, batches)
     objective = DistillationObjective(model.train(), teacher, ObjectiveConfig(causal_weight=1.0))
@@ -146,11 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = TrainingRun(accelerator, objective, data, tokenizer, settings, rounded)
     rate = LearningRate(args.learning_rate, args.warmup_steps)
     with tqdm(total=args.max_train_steps, unit="step") as bar:
-        while bar.n < args.max_train_steps:
-            done = run.progress.share(args.max_train_steps, args.max_train_minutes)
-            if done >= 1:
-                break
-            record = run.step(rate, done)
+        bounds = args.max_train_steps, args.max_train_minutes
+        while run.progress.step < args.max_train_steps and (share := run.progress.share(*bounds)) < 1:
+            record = run.step(rate, share)
             bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name.endswith("/loss")})
             bar.update()
     with run.averaged() as averaged:
@@ -158,7 +155,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         quantized = quantize_model(copy.deepcopy(averaged).cpu().eval(), quantization, rounded.codes())
     check_budget(held_out_losses(quantized, validation, sizes, args), dense, args.loss_budget)
     stages = {one.name: json.loads((one / "state" / "progress.json").read_text()) for one in args.earlier_stages}
-    stages[f"int{args.bits}_distillation"] = asdict(run.progress)
+    stage, taken = f"int{args.bits}_distillation", asdict(run.progress)
+    if args.initial_model is not None:  # what the earlier run took was taken too
+        before = json.loads((args.initial_model / "metadata.json").read_text())["training"][stage]
+        taken = {name: value + before[name] for name, value in taken.items()}
+    stages[stage] = taken
     facts = {"training": stages, "calibration_rows": args.calibration_rows, "license": args.license}
     facts |= {"base_model": args.base_model, "training_sources": args.sources}
     write_checkpoint(quantized, tokenizer, args.output_dir, args.modalities, **facts)

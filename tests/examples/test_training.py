@@ -91,6 +91,8 @@ def test_quantization_aware_distillation(shards, tmp_path, capsys, bits):
     assert UnifiedDiffusionModel.from_pretrained(first).is_quantized
     given |= {"initial_model": first, "output_dir": tmp_path / "on"}
     run("train_quantized", checkpoint, max_train_steps=0, **given)  # goes on from just what was written
+    taken = [UnifiedDiffusionModel.from_pretrained(at).checkpoint_facts["training"] for at in (first, tmp_path / "on")]
+    assert taken[0] == taken[1] and taken[0][f"int{bits}_distillation"]["step"] == 20
     grown_on = [float(text) for text in re.findall(r"rounded, ([+-]\S+)", capsys.readouterr().out)]
     assert sum(grown_on) / len(grown_on) == pytest.approx(gaps[20], abs=0.02)
     with pytest.raises(ValueError, match="must have .* layers of"):
